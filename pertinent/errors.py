@@ -1,0 +1,104 @@
+"""Every exception that pertinent raises for a user to read.
+
+    PertinentError
+    ├── ConfigError        a setting is wrong: file, dotted path, what is allowed
+    ├── DataError          an input row is wrong: file, line, column, value
+    ├── ArtifactError      a folder on disk is missing, damaged or of another kind
+    ├── ScoringError       a scorer cannot answer: wrong shapes, not finite
+    └── MissingExtraError  an optional package is not installed (also an ImportError)
+
+A message says what came, what is allowed and what to do, in one line. The command line prints
+it after ``error:`` and exits with ``exit_code``. Mistakes of our own are ``assert``s, not these.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+
+class PertinentError(Exception):
+    """Base of everything a user can mend. ``exit_code`` is what the command line returns."""
+
+    exit_code = 2
+
+
+class ConfigError(PertinentError):
+    """One or more settings are wrong; the message has one line a problem."""
+
+
+class DataError(PertinentError):
+    """Input data is wrong. ``path``, ``line``, ``column`` and ``value`` name the spot if known.
+
+    >>> str(DataError("grade is NaN", path="j.csv", line=3, column="grade", value="nan",
+    ...               fix="give a number from 0 to 1"))
+    "j.csv: line 3, column 'grade', value 'nan': grade is NaN; give a number from 0 to 1"
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        path: str | Path | None = None,
+        line: int | None = None,
+        column: str | None = None,
+        value: object = None,
+        fix: str | None = None,
+    ) -> None:
+        self.path, self.line, self.column, self.value = path, line, column, value
+        spot = []
+        if line is not None:
+            spot.append(f"line {line}")
+        if column is not None:
+            spot.append(f"column {column!r}")
+        if value is not None:
+            spot.append(f"value {shorten(value)}")
+        parts = [str(path)] if path is not None else []
+        if spot:
+            parts.append(", ".join(spot))
+        parts.append(problem if fix is None else f"{problem}; {fix}")
+        super().__init__(": ".join(parts))
+
+
+class ArtifactError(PertinentError):
+    """A folder on disk is missing, damaged, unreadable by this version, or of the wrong kind."""
+
+
+class ScoringError(PertinentError):
+    """A scorer was asked for something it cannot give, or produced what is not a score."""
+
+
+class MissingExtraError(PertinentError, ImportError):
+    """A package of an optional extra is not installed; the message has the command."""
+
+
+def need(module: str, extra: str) -> ModuleType:
+    """The imported module, or a MissingExtraError with the command that installs it.
+
+    >>> need("math", extra="train").__name__
+    'math'
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        if error.name is not None and not module.startswith(error.name):
+            raise  # the package is there, something inside it is broken: show that
+        raise MissingExtraError(
+            f"this needs {module.partition('.')[0]}, which is not installed; "
+            f"run: pip install 'pertinent[{extra}]'",
+            name=module,
+        ) from None
+
+
+def shorten(value: object, limit: int = 60) -> str:
+    """``repr`` of a value, cut so that a message stays one readable line.
+
+    >>> shorten("a" * 100, limit=10)
+    "'aaaaaaaa... (100 characters)"
+    """
+    text = repr(value)
+    if len(text) <= limit:
+        return text
+    size = len(value) if isinstance(value, (str, bytes)) else len(text)
+    return f"{text[: limit - 1]}... ({size} characters)"
