@@ -235,4 +235,6 @@ def _verify_files(path: Path, manifest: Mapping[str, Any]) -> None:
     extra = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()} - {MANIFEST, *manifest["files"]}
     refused = sorted(name for name in extra if Path(name).suffix in REFUSED_SUFFIXES)
     if refused:
-        raise ArtifactError(f"{path / refused[0]}: not listed in the manifest and of a kind that can run code; remove it")
+        raise ArtifactError(
+            f"{path / refused[0]}: not listed in the manifest and of a kind that can run code; remove it"
+        )

@@ -85,8 +85,7 @@ def need(module: str, extra: str) -> ModuleType:
         if error.name is not None and not module.startswith(error.name):
             raise  # the package is there, something inside it is broken: show that
         raise MissingExtraError(
-            f"this needs {module.partition('.')[0]}, which is not installed; "
-            f"run: pip install 'pertinent[{extra}]'",
+            f"this needs {module.partition('.')[0]}, which is not installed; run: pip install 'pertinent[{extra}]'",
             name=module,
         ) from None
 

@@ -1,0 +1,138 @@
+"""The parts that models share: embeddings, Transformer layers, pooling. Post-LayerNorm, as BERT.
+
+Parameter names follow our own nouns; ``BERT_NAMES`` maps them to Hugging Face BERT, both ways.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+TERM_CLASSES = 7  # none, material, function, usage, specification, style, core (ei-SRC, section 5)
+
+
+class Embeddings(nn.Module):
+    """Token, segment, position and (optionally) term-class vectors, summed and normalized.
+
+    ei-SRC section 6: ``e = Drop(LN(E_tok + E_seg + E_pos + E_ner))``.
+    """
+
+    def __init__(
+        self, vocabulary: int, positions: int, width: int, term_classes: bool, dropout: float, eps: float
+    ) -> None:
+        super().__init__()
+        self.token = nn.Embedding(vocabulary, width)
+        self.segment = nn.Embedding(2, width)
+        self.position = nn.Embedding(positions, width)
+        self.term_class = nn.Embedding(TERM_CLASSES, width) if term_classes else None
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, token_ids: Tensor, segment_ids: Tensor, position_ids: Tensor, term_class_ids: Tensor) -> Tensor:
+        """Vectors ``[batch, length, width]`` for ids ``[batch, length]``."""
+        summed = self.token(token_ids) + self.segment(segment_ids) + self.position(position_ids)
+        if self.term_class is not None:
+            summed = summed + self.term_class(term_class_ids)
+        return self.dropout(self.norm(summed))  # type: ignore[no-any-return]
+
+
+class Layer(nn.Module):
+    """One Transformer layer: multi-head self-attention, then a GELU feed-forward, each with residual."""
+
+    def __init__(self, width: int, heads: int, feed_forward: int, dropout: float, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout_rate = dropout
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.attention_out = nn.Linear(width, width)
+        self.attention_norm = nn.LayerNorm(width, eps=eps)
+        self.feed_in = nn.Linear(width, feed_forward)
+        self.feed_out = nn.Linear(feed_forward, width)
+        self.feed_norm = nn.LayerNorm(width, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        """New states ``[batch, length, width]``; keys where ``mask [batch, length]`` is False are not seen."""
+        batch, length, width = states.shape
+        split = (batch, length, self.heads, width // self.heads)
+        q, k, v = (f(states).view(split).transpose(1, 2) for f in (self.query, self.key, self.value))
+        rate = self.dropout_rate if self.training else 0.0
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :], dropout_p=rate)
+        joined = self.attention_out(seen.transpose(1, 2).reshape(batch, length, width))
+        states = self.attention_norm(states + self.dropout(joined))
+        fed = self.feed_out(F.gelu(self.feed_in(states)))
+        return self.feed_norm(states + self.dropout(fed))  # type: ignore[no-any-return]
+
+
+class Encoder(nn.Module):
+    """A stack of layers over an embedding block."""
+
+    def __init__(self, layers: int, width: int, heads: int, feed_forward: int, dropout: float, eps: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(width, heads, feed_forward, dropout, eps) for _ in range(layers))
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        """States after the last layer, ``[batch, length, width]``."""
+        for layer in self.layers:
+            states = layer(states, mask)
+        return states
+
+
+def initialize(module: nn.Module, deviation: float = 0.02) -> None:
+    """BERT's initialization: normal weights, zero biases, LayerNorm at identity."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=deviation)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def mean_pool(states: Tensor, mask: Tensor) -> Tensor:
+    """The mean over real tokens: ``[batch, length, width]`` and ``[batch, length]`` to ``[batch, width]``."""
+    weights = mask.to(states.dtype)[..., None]
+    return (states * weights).sum(1) / weights.sum(1).clamp(min=1.0)
+
+
+def relevance_logit(logits: Tensor) -> Tensor:
+    """The log odds of relevance ``[batch]`` from one logit or from (irrelevant, relevant).
+
+    >>> relevance_logit(torch.tensor([[0.5, 2.0]])).tolist()
+    [1.5]
+    """
+    return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits[:, 0]
+
+
+# Our names to Hugging Face BERT names; ``{}`` is the layer number.
+BERT_NAMES = {
+    "embeddings.token.weight": "embeddings.word_embeddings.weight",
+    "embeddings.segment.weight": "embeddings.token_type_embeddings.weight",
+    "embeddings.position.weight": "embeddings.position_embeddings.weight",
+    "embeddings.norm.weight": "embeddings.LayerNorm.weight",
+    "embeddings.norm.bias": "embeddings.LayerNorm.bias",
+}
+BERT_LAYER_NAMES = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attention_out": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "feed_in": "intermediate.dense",
+    "feed_out": "output.dense",
+    "feed_norm": "output.LayerNorm",
+}
+
+
+def bert_names(layers: list[int]) -> dict[str, str]:
+    """Our parameter names to BERT's, taking our layer i from BERT's layer ``layers[i]``.
+
+    >>> bert_names([0, 2])["encoder.layers.1.query.weight"]
+    'encoder.layer.2.attention.self.query.weight'
+    """
+    names = dict(BERT_NAMES)
+    for ours, theirs in enumerate(layers):
+        for name, bert in BERT_LAYER_NAMES.items():
+            for kind in ("weight", "bias"):
+                names[f"encoder.layers.{ours}.{name}.{kind}"] = f"encoder.layer.{theirs}.{bert}.{kind}"
+    return names

@@ -1,0 +1,117 @@
+"""Networks on disk: weights as safetensors, sizes and layout as JSON, the tokenizer beside them."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pertinent.artifact import Artifact, read_json, write_json
+from pertinent.config import Config
+from pertinent.errors import ArtifactError, ConfigError
+from pertinent.lexicon.pairs import PairConfig, PairTokenizer
+from pertinent.models import MODELS
+
+if TYPE_CHECKING:
+    from torch import nn
+
+WEIGHTS_FILE = "model.safetensors"
+MODEL_FILE = "model.json"
+
+
+def model_class(name: str) -> Any:
+    """The network class called ``name`` in configs. Raises ConfigError for an unknown name."""
+    return _resolve(_entry(name)[0])
+
+
+def model_config(name: str) -> type[Config]:
+    """The config class of the network called ``name``."""
+    resolved: type[Config] = _resolve(_entry(name)[1])
+    return resolved
+
+
+def build_network(settings: dict[str, Any], source: str = "model") -> nn.Module:
+    """A network with fresh weights from its settings; ``type`` names the class."""
+    name = settings.get("type", "ei_src")
+    network: nn.Module = model_class(name)(model_config(name).build(settings, source))
+    return network
+
+
+def save_network(
+    folder: str | Path, network: nn.Module, pairs: PairTokenizer, dtype: Literal["float32", "float16"] = "float32"
+) -> None:
+    """Write ``model.safetensors``, ``model.json`` and ``tokenizer.json`` into an open artifact folder.
+
+    ``float16`` halves the size on disk; scores then differ from the trained ones by some 1e-3.
+    Weights that are not finite are refused: nothing is written.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    state = {name: value.detach().to("cpu").contiguous() for name, value in network.state_dict().items()}
+    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise ArtifactError(f"weights are not finite in {', '.join(broken[:3])}; nothing was written")
+    kind = getattr(torch, dtype)
+    state = {name: value.to(kind) if value.is_floating_point() else value for name, value in state.items()}
+    folder = Path(folder)
+    save_file(state, folder / WEIGHTS_FILE)
+    config: Any = network.config
+    write_json(folder / MODEL_FILE, {"network": config.plain(), "pairs": pairs.config.plain(), "weights": dtype})
+    pairs.save(folder)
+
+
+def load_network(artifact: Artifact) -> tuple[nn.Module, PairTokenizer]:
+    """The network, in evaluation mode and float32, with its tokenizer.
+
+    Raises ArtifactError when weights, sizes and tokenizer do not fit together.
+    """
+    from safetensors.torch import load_file
+
+    pairs = load_pairs(artifact)
+    network = build_network(model_settings(artifact)["network"], str(artifact.file(MODEL_FILE)))
+    try:
+        state = load_file(artifact.file(WEIGHTS_FILE))
+    except Exception as error:
+        raise ArtifactError(f"{artifact.path / WEIGHTS_FILE}: not readable as safetensors ({error})") from None
+    state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise ArtifactError(f"{artifact.path / WEIGHTS_FILE}: does not fit {MODEL_FILE}: {first}") from None
+    return network.eval(), pairs
+
+
+def load_pairs(artifact: Artifact) -> PairTokenizer:
+    """The tokenizer and layout of a model artifact; needs no torch."""
+    settings = model_settings(artifact)
+    pairs = PairTokenizer.load(
+        artifact.path, PairConfig.build(settings["pairs"], str(artifact.path / MODEL_FILE) + ": pairs")
+    )
+    sizes = settings["network"]
+    if pairs.vocabulary_size > sizes["vocabulary_size"]:
+        raise ArtifactError(
+            f"{artifact.path}: the tokenizer has {pairs.vocabulary_size} tokens but the model has rows for "
+            f"{sizes['vocabulary_size']}; tokenizer and weights come from different models"
+        )
+    return pairs
+
+
+def model_settings(artifact: Artifact) -> dict[str, Any]:
+    """The content of ``model.json``, checked for its parts."""
+    settings = read_json(artifact.file(MODEL_FILE))
+    if not isinstance(settings, dict) or not {"network", "pairs"} <= settings.keys():
+        raise ArtifactError(f"{artifact.path / MODEL_FILE}: has no 'network' and 'pairs'; the file is damaged")
+    return settings
+
+
+def _entry(name: str) -> tuple[str, str]:
+    if name not in MODELS:
+        raise ConfigError(f"model.type: {name!r} is not a model; allowed: {', '.join(MODELS)}")
+    return MODELS[name]
+
+
+def _resolve(spot: str) -> Any:
+    module, _, attribute = spot.partition(":")
+    return getattr(importlib.import_module(module), attribute)

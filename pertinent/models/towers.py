@@ -1,0 +1,76 @@
+"""Two-tower baselines: query and title are encoded apart and compared at the end (baselines.md)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pertinent.config import Config
+from pertinent.models.blocks import Embeddings, Encoder, bert_names, initialize, mean_pool
+
+
+class SBERTConfig(Config):
+    """Sizes of the shared encoder. ``head: classifier`` compares by ``softmax(W[u; v; |u-v|])``,
+    ``head: cosine`` by ``cosine_scale * cos(u, v)``, which alone allows nearest-neighbor search.
+    """
+
+    type: Literal["sbert"] = "sbert"
+    vocabulary_size: int = Field(30_522, ge=8)
+    hidden_size: int = Field(128, ge=4)
+    layers: int = Field(3, ge=1)
+    heads: int = Field(4, ge=1)
+    feed_forward_size: int = Field(512, ge=4)
+    max_positions: int = Field(64, ge=5)
+    term_classes: bool = False
+    head: Literal["classifier", "cosine"] = "classifier"
+    cosine_scale: float = Field(10.0, gt=0.0)
+    labels: Literal[1, 2] = 2
+    dropout: float = Field(0.1, ge=0.0, lt=1.0)
+    layer_norm_eps: float = Field(1e-12, gt=0.0)
+
+
+class SBERT(nn.Module):
+    """Shared encoder, mean pooling over real tokens, a head on the two vectors (Sentence-BERT)."""
+
+    def __init__(self, config: SBERTConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        self.embeddings = Embeddings(
+            c.vocabulary_size, c.max_positions, c.hidden_size, c.term_classes, c.dropout, c.layer_norm_eps
+        )
+        self.encoder = Encoder(c.layers, c.hidden_size, c.heads, c.feed_forward_size, c.dropout, c.layer_norm_eps)
+        if c.head == "classifier":
+            self.classifier = nn.Linear(3 * c.hidden_size, c.labels)
+        self.apply(initialize)
+
+    def forward(
+        self, token_ids: Tensor, mask: Tensor, segment_ids: Tensor, position_ids: Tensor, term_class_ids: Tensor
+    ) -> Tensor:
+        """Logits ``[batch, labels]``; the batch is split at the block border, each side encoded alone."""
+        border = int((segment_ids[0] == 0).sum()) if len(segment_ids) else 0
+        u = self.encode(token_ids[:, :border], mask[:, :border], term_class_ids[:, :border])
+        # The item block has no [CLS] of its own; an encoder of single texts expects one.
+        cls = token_ids[:, :1]
+        title = torch.cat([cls, token_ids[:, border:]], dim=1)
+        title_mask = torch.cat([torch.ones_like(cls, dtype=torch.bool), mask[:, border:]], dim=1)
+        classes = torch.cat([torch.zeros_like(cls), term_class_ids[:, border:]], dim=1)
+        v = self.encode(title, title_mask, classes)
+        if self.config.head == "classifier":
+            return self.classifier(torch.cat([u, v, (u - v).abs()], dim=1))  # type: ignore[no-any-return]
+        logit = self.config.cosine_scale * F.cosine_similarity(u, v)
+        return torch.stack([torch.zeros_like(logit), logit], dim=1) if self.config.labels == 2 else logit[:, None]
+
+    def encode(self, token_ids: Tensor, mask: Tensor, term_class_ids: Tensor) -> Tensor:
+        """Vectors ``[batch, hidden]`` of single texts ``[CLS] text [SEP]``, positions counted from 0."""
+        positions = torch.arange(token_ids.shape[1], device=token_ids.device)[None].expand_as(token_ids)
+        states = self.embeddings(token_ids, torch.zeros_like(token_ids), positions, term_class_ids)
+        return mean_pool(self.encoder(states, mask), mask)
+
+    @staticmethod
+    def bert_names(layers: list[int]) -> dict[str, str]:
+        """Our parameter names to those of a Hugging Face ``BertModel``."""
+        return {ours: f"bert.{theirs}" for ours, theirs in bert_names(layers).items()}
