@@ -1,6 +1,8 @@
 """``python -m pertinent``."""
 
+import sys
+
 from pertinent.cli import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

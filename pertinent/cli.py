@@ -1,0 +1,430 @@
+"""The command line: a table of commands, each a config class and a library function.
+
+Nothing of a stage is imported before its command runs, so ``pertinent --help`` answers at once.
+Precedence of settings: class default, ``--config`` file, flags, ``--set a.b=value``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A flag (``--top``) or place (``model``) of a command, and the setting that it fills."""
+
+    name: str
+    setting: str
+    help: str
+    kind: Callable[[str], Any] = str
+    metavar: str | None = None
+    switch: bool = False
+
+    @property
+    def dest(self) -> str:
+        """The name under which argparse keeps the value."""
+        return "flag_" + self.setting.replace(".", "__")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One row of the table; ``config``, ``run`` and ``show`` are ``module:name``, loaded on use."""
+
+    summary: str
+    config: str
+    run: str
+    show: str
+    flags: tuple[Flag, ...]
+    examples: tuple[str, ...]
+    # The place that holds the settings file itself (`pertinent study FILE`), instead of --config.
+    file_place: bool = False
+
+
+def numbers(text: str) -> list[int]:
+    """The whole numbers of a comma-separated list.
+
+    >>> numbers("100,1000, 3000")
+    [100, 1000, 3000]
+    """
+    return [int(part) for part in text.split(",")]
+
+
+def names(text: str) -> list[str]:
+    """The words of a comma-separated list.
+
+    >>> names("onnx, torch")
+    ['onnx', 'torch']
+    """
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def renames(text: str) -> dict[str, str]:
+    """Our column names and theirs, from ``title=product_name,item_id=sku``.
+
+    >>> renames("title=product_name,item_id=sku")
+    {'title': 'product_name', 'item_id': 'sku'}
+    """
+    pairs = [part.partition("=") for part in names(text)]
+    if not all(ours.strip() and equals and theirs.strip() for ours, equals, theirs in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form title=product_name,item_id=sku")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+
+
+def positive(text: str) -> int:
+    """A whole number from 1.
+
+    >>> positive("3")
+    3
+    """
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return value
+
+
+MODEL = Flag("model", "model", "a model folder; left out: the model that comes with pertinent")
+ITEMS = Flag("--items", "items", "the catalog: CSV, JSONL or Parquet with item_id and title", metavar="FILE")
+COLUMNS = Flag(
+    "--columns", "columns", "your names of our columns, such as title=product_name", renames, "OURS=YOURS,..."
+)
+BACKEND = Flag(
+    "--backend", "backend", "onnx, onnx-int8 or torch; left out: the best that the model has", metavar="NAME"
+)
+THREADS = Flag("--threads", "threads", "processor threads to use", positive, "N")
+OUT = Flag("--out", "out", "where to write", metavar="FOLDER")
+
+COMMANDS: dict[str, Command] = {
+    "doctor": Command(
+        "say what this machine can do, what is missing, and the command that adds it",
+        "pertinent.doctor:DoctorConfig",
+        "pertinent.doctor:examine",
+        "pertinent.commands:show_health",
+        (MODEL,),
+        ("pertinent doctor", "pertinent doctor runs/model --json"),
+    ),
+    "score": Command(
+        "rank items for a query",
+        "pertinent.commands:ScoreConfig",
+        "pertinent.commands:score",
+        "pertinent.commands:show_ranking",
+        (
+            Flag("query", "query", "what a shopper types"),
+            Flag(
+                "--items", "items", "CSV, JSONL or Parquet with title (and item_id), or an index folder", metavar="FILE"
+            ),
+            Flag("--index", "index", "a folder made by pertinent index, instead of --items", metavar="FOLDER"),
+            Flag("--top", "top", "how many to print", positive, "N"),
+            Flag("--model", "model", MODEL.help + "; or bm25, tfidf", metavar="FOLDER"),
+            BACKEND,
+            THREADS,
+            COLUMNS,
+        ),
+        (
+            'pertinent score "wireless earbuds" --items catalog.csv --top 10',
+            'pertinent score "wireless earbuds" --items runs/index --model runs/model --json',
+        ),
+    ),
+    "train": Command(
+        "train a relevance model from judgments",
+        "pertinent.training.run:TrainConfig",
+        "pertinent.training.run:train",
+        "pertinent.commands:show_artifact",
+        (
+            Flag("--judgments", "judgments", "table with query, title (or item_id) and grade", metavar="FILE"),
+            ITEMS,
+            Flag(
+                "--start", "start", "what to start from: shipped, a model folder, a Hugging Face folder", metavar="NAME"
+            ),
+            Flag("--epochs", "epochs", "passes over the training pairs", float, "N"),
+            Flag("--seed", "seed", "of all randomness", int, "N"),
+            OUT,
+        ),
+        (
+            "pertinent train --config train.yaml",
+            "pertinent train --config train.yaml --set learning_rate=2.0e-5 --out runs/model",
+        ),
+    ),
+    "evaluate": Command(
+        "measure a model on judgments, with intervals",
+        "pertinent.evaluation.evaluate:EvaluateConfig",
+        "pertinent.commands:evaluate",
+        "pertinent.commands:show_evaluation",
+        (
+            Flag("model", "model", MODEL.help + "; or bm25, tfidf"),
+            Flag(
+                "--judgments", "judgments", "table with query, title (or item_id) and grade (or label)", metavar="FILE"
+            ),
+            ITEMS,
+            Flag("--positive-grade", "positive_grade", "the lowest grade that counts as relevant", float, "G"),
+            Flag("--scale", "scale", "grade scale of the labels, such as esci", metavar="NAME"),
+            Flag("--report", "report", "write one self-contained HTML page, and JSON beside it", metavar="FILE"),
+            BACKEND,
+            COLUMNS,
+        ),
+        (
+            "pertinent evaluate --judgments test.parquet --positive-grade 1 --json",
+            "pertinent evaluate runs/model --judgments test.csv --scale esci --positive-grade 1 --report report.html",
+            "pertinent evaluate bm25 --judgments test.csv --positive-grade 0.5",
+        ),
+    ),
+    "export": Command(
+        "make fast engine files, kept only where quality holds",
+        "pertinent.engine.export:ExportConfig",
+        "pertinent.engine.export:export",
+        "pertinent.commands:show_artifact",
+        (
+            MODEL,
+            OUT,
+            Flag("--int8", "int8", "also an int8 graph, kept only if it passes the gate", switch=True),
+            Flag("--judgments", "judgments", "judgments for the gate", metavar="FILE"),
+        ),
+        ("pertinent export runs/model --int8 --out runs/model-fast",),
+    ),
+    "index": Command(
+        "tokenize a catalog once, so that scoring by item id is fast",
+        "pertinent.engine.index:IndexConfig",
+        "pertinent.commands:index",
+        "pertinent.commands:show_artifact",
+        (MODEL, ITEMS, OUT, COLUMNS),
+        ("pertinent index runs/model --items catalog.parquet --out runs/index",),
+    ),
+    "bench": Command(
+        "measure speed, memory and cold start of a model on this machine",
+        "pertinent.commands:BenchConfig",
+        "pertinent.commands:bench",
+        "pertinent.commands:show_bench",
+        (
+            MODEL,
+            Flag("--candidates", "candidates", "numbers of items a query, such as 100,1000,3000", numbers, "N,..."),
+            Flag("--backends", "backends", "backends to measure; left out: all that the model has", names, "NAME,..."),
+            Flag("--turns", "turns", "how often each is measured", positive, "N"),
+            ITEMS,
+            THREADS,
+            COLUMNS,
+        ),
+        ("pertinent bench --candidates 100,1000,3000", "pertinent bench runs/model --backends onnx,onnx-int8 --json"),
+    ),
+    "study": Command(
+        "train and compare several models over seeds, and print one table",
+        "pertinent.studies:StudyConfig",
+        "pertinent.studies:run_study",
+        "pertinent.commands:show_study",
+        (OUT,),
+        ("pertinent study configs/studies/three_layers.yaml",),
+        file_place=True,
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of the command: 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    _tolerate_any_text()
+    try:
+        arguments = build_parser().parse_args(argv)
+        if arguments.command is None:
+            build_parser().print_help()
+            return 0
+        code = _run(arguments.command, arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read us has gone (`| head`): nothing to say, and nothing to say at exit either.
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return _report(error)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole table."""
+    parser = _Parser(
+        prog="pertinent",
+        description="Product-search relevance that a shop can own.",
+        epilog='Start with: pertinent doctor, then: pertinent score "wireless earbuds" --items catalog.csv',
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    for name, command in COMMANDS.items():
+        below = commands.add_parser(
+            name,
+            help=command.summary,
+            description=command.summary[0].upper() + command.summary[1:] + ".",
+            epilog="examples:\n" + "\n".join(f"  {example}" for example in command.examples),
+            formatter_class=_Formatter,
+        )
+        below.command = command
+        if command.file_place:
+            below.add_argument("config", metavar="FILE", help="settings in YAML")
+        for flag in command.flags:
+            _add(below, flag)
+        if not command.file_place:
+            below.add_argument("--config", metavar="FILE", help="settings in YAML; flags and --set change them")
+        below.add_argument(
+            "--set", action="append", default=[], metavar="A.B=VALUE", help="change one setting; may be repeated"
+        )
+        below.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+        below.add_argument("--verbose", action="store_true", help="tell on stderr what is being done")
+    return parser
+
+
+def load(target: str) -> Any:
+    """What ``module:name`` stands for.
+
+    >>> load("pertinent.text:normalize")("Ｃase")
+    'case'
+    """
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _run(name: str, arguments: argparse.Namespace) -> int:
+    if arguments.verbose:
+        import logging
+
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    command = COMMANDS[name]
+    config = _settings(name, command, arguments)
+    result = load(command.run)(config)
+    if arguments.json:
+        _print_json(load("pertinent.commands:plain")(result))
+    else:
+        load(command.show)(result, config)
+    return int(getattr(result, "exit_code", 0))
+
+
+def _settings(name: str, command: Command, arguments: argparse.Namespace) -> Any:
+    from pertinent.config import override, read_yaml
+    from pertinent.errors import ConfigError
+
+    config = load(command.config)
+    values = read_yaml(arguments.config) if arguments.config else {}
+    for flag in command.flags:
+        given = getattr(arguments, flag.dest, None)
+        if given is not None:
+            values[flag.setting] = given
+    values = override(values, arguments.set)
+    missing = [
+        f"{flag.name} is required: {flag.help}; see: pertinent {name} --help"
+        for flag in command.flags
+        if flag.setting not in values
+        and flag.setting in config.model_fields
+        and config.model_fields[flag.setting].is_required()
+    ]
+    if missing and not arguments.config:
+        raise ConfigError("\n".join(missing))
+    return config.build(values, source=arguments.config or f"pertinent {name}")
+
+
+def _add(parser: argparse.ArgumentParser, flag: Flag) -> None:
+    if flag.switch:
+        parser.add_argument(flag.name, dest=flag.dest, action="store_const", const=True, help=flag.help)
+    elif flag.name.startswith("-"):
+        parser.add_argument(flag.name, dest=flag.dest, type=flag.kind, metavar=flag.metavar, help=flag.help)
+    else:
+        # Places may be left out, as a settings file can hold them too.
+        parser.add_argument(flag.dest, nargs="?", type=flag.kind, metavar=flag.name.upper(), help=flag.help)
+
+
+def _report(error: Exception) -> int:
+    from pertinent.errors import PertinentError
+
+    if isinstance(error, PertinentError):
+        lines, code = str(error).splitlines(), error.exit_code
+    elif isinstance(error, OSError) and error.filename is not None and error.strerror:
+        lines, code = [f"{error.filename}: {error.strerror}"], 2
+    else:
+        raise error
+    for line in lines:
+        print(f"error: {line}", file=sys.stderr)
+    return code
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    ascii_only = (sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8"
+    print(json.dumps(value, ensure_ascii=ascii_only, allow_nan=False))
+
+
+def _tolerate_any_text() -> None:
+    """Let titles of any script be printed on any terminal; what it cannot show becomes ``?``."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line, with the nearest known command or flag."""
+
+    command: Command | None = None
+
+    def error(self, message: str) -> NoReturn:
+        known = [*COMMANDS, *self._option_string_actions]
+        unknown = [
+            part.strip("',") for part in message.split() if "unrecognized" in message or "invalid choice" in message
+        ]
+        for word in unknown:
+            near = difflib.get_close_matches(word.partition("=")[0], known, n=1)
+            if near and near[0] != word:
+                message = f"{message.partition(' (choose')[0]}; did you mean {near[0]}?"
+                break
+        self.exit(2, f"error: {' '.join(message.split())}; see: {self.prog} --help\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, rest = self.parse_known_args(args, namespace)
+        if rest:
+            # Argparse would report these from the top parser, which does not know the command's flags.
+            self._below(parsed.command).error(f"unrecognized arguments: {' '.join(rest)}")
+        return parsed
+
+    def format_help(self) -> str:
+        text = super().format_help()
+        return text if self.command is None else text + _settings_help(self.command)
+
+    def _below(self, name: str | None) -> argparse.ArgumentParser:
+        for action in self._subparsers._group_actions if self._subparsers is not None and name else ():
+            if isinstance(action.choices, dict):
+                return action.choices[name]  # type: ignore[no-any-return]
+        return self
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=100)
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from pertinent import __version__
+
+        parser.exit(0, f"pertinent {__version__}\n")
+
+
+def _settings_help(command: Command) -> str:
+    """The settings of a command with their defaults, from the one place that states them."""
+    fields = load(command.config).model_fields
+    lines = [f"  {name}: {_default(field)}" for name, field in fields.items()]
+    return "\nsettings for --config and --set, with defaults:\n" + "\n".join(lines) + "\n"
+
+
+def _default(field: Any) -> str:
+    if field.is_required():
+        return "(required)"
+    value = field.get_default(call_default_factory=True)
+    value = value.plain() if hasattr(value, "plain") else value
+    return "null" if value is None else str(value)

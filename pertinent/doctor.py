@@ -1,0 +1,201 @@
+"""What this machine can do, what is missing, and the command that adds it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pertinent.artifact import open_artifact
+from pertinent.config import Config
+from pertinent.errors import MissingExtraError, PertinentError
+
+State = Literal["ok", "missing", "problem"]
+# What a CPU calls the instructions that make the engine fast, best last.
+CPU_FLAGS = {
+    "avx2": "avx2",
+    "avx512f": "avx512",
+    "avx512_vnni": "avx512 vnni",
+    "avx_vnni": "avx vnni",
+    "amx_int8": "amx",
+}
+LOW_DISK_BYTES = 1 << 30
+
+
+class DoctorConfig(Config):
+    """Settings of ``pertinent doctor``."""
+
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at; ``fix`` is the command or the step that mends it."""
+
+    name: str
+    state: State
+    detail: str
+    fix: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """All checks. ``can_score`` says whether ``pertinent score`` works here."""
+
+    checks: tuple[Check, ...]
+    can_score: bool
+
+    @property
+    def exit_code(self) -> int:
+        """0 when scoring works."""
+        return 0 if self.can_score else 1
+
+    def plain(self) -> dict[str, Any]:
+        """JSON-able values."""
+        return {"can_score": self.can_score, "checks": [asdict(check) for check in self.checks]}
+
+
+def examine(config: DoctorConfig) -> Health:
+    """The state of this machine, of the installation and of the model."""
+    checks = [*_machine(), *_packages()]
+    model = _model(config.model)
+    backends = _backends(config.model) if model.state == "ok" else []
+    return Health((*checks, model, *backends), any(check.state == "ok" for check in backends))
+
+
+def usable_cores(root: Path = Path("/sys/fs/cgroup")) -> float:
+    """Processor cores that this process may use: its affinity, cut by a container's quota."""
+    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    quota = _quota(root)
+    return cores if quota is None else min(cores, quota)
+
+
+def _quota(root: Path) -> float | None:
+    try:
+        limit, period = (root / "cpu.max").read_text().split()  # version 2
+    except (OSError, ValueError):
+        try:
+            limit = (root / "cpu/cpu.cfs_quota_us").read_text().strip()  # version 1
+            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    return None if limit in ("max", "-1") else int(limit) / int(period)
+
+
+def cpu_flags(text: str) -> list[str]:
+    """The instructions that matter, from the text of ``/proc/cpuinfo``.
+
+    >>> cpu_flags("flags : fpu avx2 avx512f avx512_vnni")
+    ['avx2', 'avx512', 'avx512 vnni']
+    """
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    flags = set(found.group(1).split()) if found else set()
+    return [name for flag, name in CPU_FLAGS.items() if flag in flags]
+
+
+def extras_of(requirements: list[str]) -> dict[str, list[str]]:
+    """Package names by extra, from the requirement lines of a package's metadata.
+
+    >>> extras_of(["numpy>=2", "torch>=2.8; extra == 'train'", "ibis-framework[duckdb]<13; extra == 'logs'"])
+    {'': ['numpy'], 'train': ['torch'], 'logs': ['ibis-framework']}
+    """
+    extras: dict[str, list[str]] = {}
+    for text in requirements:
+        name = re.match(r"[A-Za-z0-9._-]+", text)
+        extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)['\"]", text)
+        if name is not None:
+            extras.setdefault(extra.group(1) if extra else "", []).append(name.group())
+    return extras
+
+
+def _machine() -> list[Check]:
+    python = Check("python", "ok", f"{platform.python_version()} ({sys.executable})")
+    try:
+        flags = cpu_flags(Path("/proc/cpuinfo").read_text())
+    except OSError:
+        flags = []
+    detail = f"{platform.machine()}, {', '.join(flags) or 'vector instructions not known'}"
+    if platform.machine() in ("x86_64", "AMD64") and not any("vnni" in flag for flag in flags):
+        detail += "; no VNNI, so int8 gains less"
+    free = shutil.disk_usage(Path.cwd()).free
+    disk = f"{free / (1 << 30):.1f} GB free in {Path.cwd()}"
+    return [
+        python,
+        Check("cpu", "ok", detail),
+        Check("cores", "ok", f"{usable_cores():g} of {os.cpu_count()} usable (affinity and container quota)"),
+        Check("disk", "ok", disk)
+        if free >= LOW_DISK_BYTES
+        else Check("disk", "problem", disk, "training and indexing want more; free some, or choose --out elsewhere"),
+    ]
+
+
+def _packages() -> list[Check]:
+    try:
+        extras = extras_of(importlib.metadata.requires("pertinent") or [])
+    except importlib.metadata.PackageNotFoundError:
+        return [Check("packages", "problem", "pertinent is imported but not installed", "pip install -e .")]
+    checks = []
+    for extra, packages in extras.items():
+        versions = {name: _version(name) for name in packages}
+        absent = [name for name, version in versions.items() if version is None]
+        detail = ", ".join(f"{name} {version}" for name, version in versions.items() if version is not None)
+        name = f"extra {extra}" if extra else "core"
+        fix = f"pip install 'pertinent[{extra}]'" if extra else "pip install pertinent"
+        if absent:
+            state: State = "missing" if extra else "problem"
+            checks.append(Check(name, state, f"without {', '.join(absent)}", fix))
+        else:
+            checks.append(Check(name, "ok", detail))
+    return checks
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _model(path: str | None) -> Check:
+    from pertinent.engine.scorer import shipped_model
+
+    name = "model" if path else "shipped model"
+    try:
+        folder = Path(path) if path else shipped_model()
+        artifact = open_artifact(folder, kind="model", verify=True)
+    except PertinentError as error:
+        fix = "give another folder" if path else "pip install --force-reinstall --no-deps pertinent"
+        return Check(name, "problem", str(error), fix)
+    size = sum(entry["bytes"] for entry in artifact.manifest["files"].values()) / 1e6
+    return Check(name, "ok", f"version {artifact.version}, {size:.1f} MB, all digests right ({artifact.path})")
+
+
+def _backends(path: str | None) -> list[Check]:
+    from pertinent.engine.backends import BACKENDS
+    from pertinent.engine.scorer import Scorer
+
+    checks = []
+    for name in BACKENDS:
+        started = time.perf_counter()
+        try:
+            score = float(Scorer.load(path, backend=name).score("wireless earbuds", ["wireless earbuds"])[0])
+        except MissingExtraError as error:
+            checks.append(Check(f"backend {name}", "missing", *_problem_and_fix(error)))
+        except PertinentError as error:
+            checks.append(Check(f"backend {name}", "missing", str(error)))
+        else:
+            took = time.perf_counter() - started
+            checks.append(Check(f"backend {name}", "ok", f"loaded and scored {score:.2f} in {took:.2f} s"))
+    return checks
+
+
+def _problem_and_fix(error: Exception) -> tuple[str, str | None]:
+    problem, _, fix = str(error).partition("; run: ")
+    return problem, fix or None
