@@ -1,0 +1,243 @@
+"""Items and judgments from files, each cell checked; what is wrong is named by file, line and column."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pertinent.data.files import read_file
+from pertinent.data.grades import SCALES, scale_for, scale_named
+from pertinent.data.tables import ITEM_COLUMNS, Table, plain
+from pertinent.errors import DataError, shorten
+from pertinent.records import Item, Judgment, Split
+
+Conflicts = Literal["error", "mean"]
+SPLIT_WORDS: dict[str, Split] = {
+    "train": "train",
+    "valid": "valid",
+    "validation": "valid",
+    "val": "valid",
+    "dev": "valid",
+    "test": "test",
+}
+# The first of these that a file has is what its judgments are reported by.
+SEGMENT_COLUMNS = ("segment", "locale", "category")
+_GRADE_FIX = "give a number from 0 to 1, or name the grade scale"
+_log = logging.getLogger(__name__)
+
+
+def read_table(path: str | Path, rename: Mapping[str, str] | None = None, encoding: str = "utf-8") -> Table:
+    """The table in a CSV, TSV, JSONL, JSON or Parquet file; ``rename`` maps the file's column names to ours.
+
+    Raises DataError, see `pertinent.data.files.read_file`, and for a column to rename that the file
+    does not have.
+    """
+    table = read_file(path, encoding)
+    for name in rename or {}:
+        table.column(name)
+    columns = {(rename or {}).get(name, name): values for name, values in table.columns.items()}
+    if len(columns) < len(table.columns):
+        raise DataError("two columns have the same name after renaming", path=path, fix=f"it has {list(table.columns)}")
+    return replace(table, columns=columns)
+
+
+def read_items(path: str | Path, rename: Mapping[str, str] | None = None) -> list[Item]:
+    """The catalog in a file with ``item_id`` and ``title``, in file order.
+
+    ``description``, ``brand``, ``category`` and ``image`` are read where present; any other column
+    of texts or numbers becomes an attribute, beside those of an ``attributes`` object.
+    Raises DataError for missing columns, empty ids or titles, and ids that occur twice.
+    """
+    return items_of(read_table(path, rename))
+
+
+def items_of(table: Table) -> list[Item]:
+    """The items of a table; see `read_items`."""
+    for name, required in ITEM_COLUMNS.items():
+        if required:
+            table.column(name)
+    optional = [name for name in ("description", "brand", "category", "image") if table.has(name)]
+    extra = [
+        (name, values)
+        for name, values in table.columns.items()
+        if name not in ITEM_COLUMNS and not any(isinstance(v, (list, dict, tuple, bytes)) for v in values[:100])
+    ]
+    items, seen = [], dict[str, int]()
+    for row in range(len(table)):
+        item_id = table.need_text(row, "item_id")
+        if seen.setdefault(item_id, row) != row:
+            first = table.lines[seen[item_id]]
+            raise table.wrong(row, "item_id", f"is on line {first} already", "give every item an id of its own")
+        attributes = {name: text for name, values in extra if (text := plain(values[row]))}
+        attributes |= _attributes(table, row) if table.has("attributes") else {}
+        texts: dict[str, Any] = {name: table.text(row, name) for name in optional}
+        items.append(Item(item_id, table.need_text(row, "title"), attributes=attributes, **texts))
+    return items
+
+
+def read_judgments(
+    path: str | Path,
+    items: Sequence[Item] | None = None,
+    scale: str | None = None,
+    rename: Mapping[str, str] | None = None,
+    conflicts: Conflicts = "error",
+) -> list[Judgment]:
+    """The judgments in a file, in file order, at most one for a query, item and rater.
+
+    The file has ``query``; ``title``, or ``item_id`` and the items are given; and ``grade`` from 0
+    to 1, or ``label`` on a grade scale. ``scale`` names the scale of ``label`` (of ``grade`` in a
+    file without labels); without it, words are recognized where only one scale has them. Optional:
+    ``split``, ``rater``, ``frequency`` and ``segment``, ``locale`` or ``category``.
+    Without ``item_id``, ids are made from the titles.
+
+    ``conflicts`` says what happens to a pair that one rater judged twice with different grades:
+    ``"error"``, or ``"mean"``. A judgment that merely occurs twice is kept once.
+    """
+    return judgments_of(read_table(path, rename), items, scale, conflicts)
+
+
+def judgments_of(
+    table: Table,
+    items: Sequence[Item] | None = None,
+    scale: str | None = None,
+    conflicts: Conflicts = "error",
+) -> list[Judgment]:
+    """The judgments of a table; see `read_judgments`."""
+    table.column("query")
+    if not table.has("title") and not table.has("item_id"):
+        raise table.missing("title", "it is needed, or a column 'item_id' together with a file of items")
+    if not table.has("title") and items is None:
+        raise table.missing("title", "give the file of items too, so that 'item_id' leads to a title")
+    titles = None if items is None else {item.item_id: item.title for item in items}
+    grades, labels = _grades(table, scale), table.column_or_none("label")
+    segment = next((name for name in SEGMENT_COLUMNS if table.has(name)), None)
+    judgments = []
+    for row in range(len(table)):
+        item_id = table.need_text(row, "item_id") if table.has("item_id") else None
+        title = _title(table, row, item_id, titles)
+        judgments.append(
+            Judgment(
+                table.need_text(row, "query"),
+                item_id if item_id is not None else hashlib.md5(title.encode("utf-8", "replace")).hexdigest()[:16],
+                grades[row],
+                title,
+                label=plain(labels[row]) or None,
+                split=_split(table, row) if table.has("split") else None,
+                rater=table.text(row, "rater") if table.has("rater") else None,
+                segment=table.text(row, segment) if segment else None,
+                frequency=_frequency(table, row) if table.has("frequency") else None,
+            )
+        )
+    return _once(judgments, table, conflicts) if table.has("item_id") else _numbered(judgments)
+
+
+def _grades(table: Table, scale: str | None) -> list[float]:
+    if scale is None and table.has("grade"):
+        return [table.number(row, "grade", 0.0, 1.0, _GRADE_FIX) for row in range(len(table))]
+    column = "label" if table.has("label") or not table.has("grade") else "grade"
+    if not table.has(column):
+        raise table.missing("grade", "it is needed, or a column 'label' with words of a grade scale")
+    labels = table.columns[column]
+    chosen = scale_named(scale) if scale is not None else scale_for({plain(v) for v in labels if v is not None})
+    if chosen is None:
+        found = shorten(sorted({plain(v) for v in labels})[:8])
+        raise DataError(
+            f"the grade scale of its labels {found} is not known",
+            path=table.path,
+            column=column,
+            fix=f"name one of: {', '.join(SCALES)}",
+        )
+    known: dict[str, float] = {}
+    for row, label in enumerate(labels):
+        word = plain(label)
+        if word not in known:
+            if not word or not chosen.knows(word):
+                problem = "is empty" if not word else f"is not on the grade scale {chosen.name!r}"
+                raise table.wrong(row, column, problem, f"allowed: {chosen.allowed}")
+            known[word] = chosen.grade(word)
+    return [known[plain(label)] for label in labels]
+
+
+def _title(table: Table, row: int, item_id: str | None, titles: Mapping[str, str] | None) -> str:
+    title = table.text(row, "title") if table.has("title") else None
+    if title is None and item_id is not None and titles is not None:
+        if item_id not in titles:
+            raise table.wrong(
+                row, "item_id", f"is not among the {len(titles)} items", "add the item, or its title here"
+            )
+        return titles[item_id]
+    return title if title is not None else table.need_text(row, "title")
+
+
+def _split(table: Table, row: int) -> Split | None:
+    word = table.text(row, "split")
+    if word is not None and word.lower() not in SPLIT_WORDS:
+        raise table.wrong(row, "split", "is not a split", "allowed: train, valid, test, or nothing")
+    return None if word is None else SPLIT_WORDS[word.lower()]
+
+
+def _frequency(table: Table, row: int) -> float | None:
+    if table.columns["frequency"][row] is None:
+        return None
+    return table.number(row, "frequency", 0.0, 1e18, "give how often the query is asked, or nothing")
+
+
+def _attributes(table: Table, row: int) -> dict[str, str]:
+    value = table.columns["attributes"][row]
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (json.JSONDecodeError, RecursionError):
+            raise table.wrong(row, "attributes", "is not JSON", 'give an object such as {"color": "red"}') from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise table.wrong(row, "attributes", "is not an object", 'give an object such as {"color": "red"}')
+    return {str(name): text for name, v in value.items() if (text := _joined(v))}
+
+
+def _joined(value: object) -> str:
+    return ", ".join(plain(v) for v in value) if isinstance(value, (list, tuple)) else plain(value)
+
+
+def _once(judgments: list[Judgment], table: Table, conflicts: Conflicts) -> list[Judgment]:
+    """One judgment for each query, item and rater."""
+    rows: dict[tuple[str, str, str | None], list[int]] = {}
+    for row, judgment in enumerate(judgments):
+        rows.setdefault((judgment.query, judgment.item_id, judgment.rater), []).append(row)
+    if len(rows) == len(judgments):
+        return judgments
+    kept = []
+    for same in rows.values():
+        first, grades = judgments[same[0]], [judgments[row].grade for row in same]
+        if min(grades) != max(grades):
+            if conflicts == "error":
+                other = next(row for row in same if judgments[row].grade != first.grade)
+                raise table.wrong(
+                    other,
+                    "grade" if table.has("grade") else "label",
+                    f"disagrees with line {table.lines[same[0]]} about query {shorten(first.query)} "
+                    f"and item {shorten(first.item_id)}",
+                    "remove one of them, name the raters in a column 'rater', or set conflicts='mean'",
+                )
+            first = replace(first, grade=sum(grades) / len(grades), label=None)
+        kept.append(first)
+    _log.warning("%s: %d judgments are repeated and count once", table.path, len(judgments) - len(kept))
+    return kept
+
+
+def _numbered(judgments: list[Judgment]) -> list[Judgment]:
+    """Without ids, equal titles of one query are different items: the second one's id ends in ``-2``."""
+    seen: dict[tuple[str, str], int] = {}
+    numbered = []
+    for judgment in judgments:
+        key = (judgment.query, judgment.item_id)
+        seen[key] = seen.get(key, 0) + 1
+        times = seen[key]
+        numbered.append(judgment if times == 1 else replace(judgment, item_id=f"{judgment.item_id}-{times}"))
+    return numbered

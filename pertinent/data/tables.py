@@ -1,0 +1,153 @@
+"""A table in memory that knows which line of the file each row came from.
+
+The columns that items and judgments may have are those of the records: a field without a default
+is a column that must be there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pertinent.errors import DataError
+from pertinent.records import Item, Judgment
+
+# No text of a product is this long; a field beyond it is a quote that was never closed, or an attack.
+MAX_FIELD_CHARACTERS = 10_000_000
+
+
+def contract(record: type) -> dict[str, bool]:
+    """The columns of a record class, each with whether it must be there.
+
+    >>> [name for name, required in contract(Item).items() if required]
+    ['item_id', 'title']
+    """
+    missing = dataclasses.MISSING
+    return {
+        field.name: field.default is missing and field.default_factory is missing
+        for field in dataclasses.fields(record)
+    }
+
+
+ITEM_COLUMNS = contract(Item)
+JUDGMENT_COLUMNS = contract(Judgment)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Columns of equal length. ``lines[i]`` is the line of ``path`` on which row i begins, from 1.
+
+    In Parquet files and JSON lists, which have no lines, it is the row's number from 1. An empty
+    cell is None.
+
+    >>> table = Table({"query": ["tv", "hat"]}, "queries.csv", [2, 3])
+    >>> len(table), table.column("query"), table.has("title")
+    (2, ['tv', 'hat'], False)
+    """
+
+    columns: dict[str, list[Any]]
+    path: str
+    lines: list[int]
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def has(self, name: str) -> bool:
+        """Whether the table has the column."""
+        return name in self.columns
+
+    def column(self, name: str) -> list[Any]:
+        """The values of one column. Raises DataError that names the nearest column there is."""
+        if name not in self.columns:
+            raise self.missing(name)
+        return self.columns[name]
+
+    def column_or_none(self, name: str) -> list[Any]:
+        """The values of one column, or as many None where the table does not have it."""
+        return self.columns.get(name) or [None] * len(self)
+
+    def missing(self, name: str, fix: str | None = None) -> DataError:
+        """The error that says that a column is not there, with the nearest one that is."""
+        near = nearest(name, self.columns)
+        if fix is None and near is not None:
+            fix = f"rename the column {near!r} to {name!r}, if that is what it holds"
+        there = ", ".join(list(self.columns)[:20])
+        return DataError(f"has no column {name!r}; it has {there}", path=self.path, fix=fix)
+
+    def wrong(self, row: int, column: str, problem: str, fix: str | None = None) -> DataError:
+        """The error for one cell: path, line, column and value are filled in."""
+        value = self.columns[column][row] if column in self.columns else None
+        return DataError(problem, path=self.path, line=self.lines[row], column=column, value=value, fix=fix)
+
+    def text(self, row: int, column: str) -> str | None:
+        """A cell as text without white space around it, or None where it is empty.
+
+        Raises DataError for bytes that are not UTF-8, for lists and objects, and for a text of
+        more than 10,000,000 characters.
+        """
+        value = self.columns[column][row]
+        if isinstance(value, bytes):
+            try:
+                value = value.decode("utf-8")
+            except UnicodeDecodeError:
+                raise self.wrong(row, column, "is bytes that are not UTF-8 text", "store text") from None
+        if isinstance(value, (list, tuple, dict)):
+            raise self.wrong(row, column, f"is a {type(value).__name__}", "give one text")
+        text = plain(value)
+        if len(text) > MAX_FIELD_CHARACTERS:
+            raise self.wrong(row, column, f"has more than {MAX_FIELD_CHARACTERS:,} characters", "shorten it")
+        return text or None
+
+    def need_text(self, row: int, column: str) -> str:
+        """A cell as text. Raises DataError where it is empty."""
+        text = self.text(row, column)
+        if text is None:
+            raise self.wrong(row, column, "is empty", f"give every row a {column}, or remove the row")
+        return text
+
+    def number(self, row: int, column: str, low: float, high: float, fix: str) -> float:
+        """A cell as a finite number from ``low`` to ``high``. Raises DataError with ``fix``."""
+        value = self.columns[column][row]
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise self.wrong(row, column, "is empty" if value is None else "is not a number", fix) from None
+        if math.isnan(number):
+            raise self.wrong(row, column, "is NaN", fix)
+        if not low <= number <= high:
+            raise self.wrong(row, column, f"is not from {low:g} to {high:g}", fix)
+        return number
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The name most like the one asked for, or None where none is.
+
+    >>> nearest("title", ["product_title", "price"]), nearest("title", ["price"])
+    ('product_title', None)
+    """
+    names = list(names)
+    inside = [n for n in names if name in n.lower() or (len(n) > 1 and n.lower() in name)]
+    close = difflib.get_close_matches(name, names, n=1)
+    return (close + inside + [None])[0]
+
+
+def plain(value: object) -> str:
+    """A scalar as a person would write it, without white space around it.
+
+    >>> plain(12.0), plain(True), plain(" 1.5 m "), plain(None)
+    ('12', 'true', '1.5 m', '')
+    """
+    if isinstance(value, str):
+        return value.strip()
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    # Whole numbers with a missing value among them arrive as floats: 12 must stay the id "12".
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
