@@ -8,7 +8,7 @@ import gzip
 import json
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -22,8 +22,8 @@ SUFFIXES = (*DELIMITERS, ".jsonl", ".ndjson", ".json", ".parquet")
 _CSV_LIMIT = threading.Lock()
 
 
-def read_file(path: str | Path, encoding: str = "utf-8", header: Sequence[str] | None = None) -> Table:
-    """The table in a file. ``header`` names the columns of a CSV or TSV file that has no header.
+def read_file(path: str | Path, encoding: str = "utf-8") -> Table:
+    """The table in a file; its format is told by the suffix.
 
     Raises DataError for a file that is missing, empty, damaged, binary, in another encoding, or
     of an unknown suffix, and for rows that do not fit the header, each with its line.
@@ -34,7 +34,7 @@ def read_file(path: str | Path, encoding: str = "utf-8", header: Sequence[str] |
     if suffix == ".parquet":
         table = read_parquet(path)
     elif suffix in DELIMITERS:
-        table = _read_csv(path, encoding, DELIMITERS[suffix], header)
+        table = _read_csv(path, encoding, DELIMITERS[suffix])
     else:
         with open_text(path, encoding) as file:
             table = _records(_json_rows(file, path) if suffix == ".json" else _jsonl_rows(file, path), path)
@@ -130,14 +130,13 @@ def _readable(name: str, kind: str) -> str:
     return f"CAST({quoted} AS VARCHAR) AS {quoted}" if kind == "TIMESTAMP WITH TIME ZONE" else quoted
 
 
-def _read_csv(path: Path, encoding: str, delimiter: str, header: Sequence[str] | None) -> Table:
+def _read_csv(path: Path, encoding: str, usual: str) -> Table:
     with open_text(path, encoding) as file, _csv_limit():
-        if header is None:
-            delimiter = _delimiter(file.readline(MAX_FIELD_CHARACTERS), delimiter)
-            file.seek(0)
+        delimiter = _delimiter(file.readline(MAX_FIELD_CHARACTERS), usual)
+        file.seek(0)
         kept: list[str] = []  # the raw lines of the record being read
         reader = csv.reader(_keeping(file, kept), delimiter=delimiter)
-        names, rows, lines, start, last = list(header or ()), list[list[str]](), list[int](), 1, list[str]()
+        names, rows, lines, start, last = list[str](), list[list[str]](), list[int](), 1, list[str]()
         try:
             for cells in reader:
                 if cells and not names:
