@@ -5,6 +5,7 @@
     ├── DataError          an input row is wrong: file, line, column, value
     ├── ArtifactError      a folder on disk is missing, damaged or of another kind
     ├── ScoringError       a scorer cannot answer: wrong shapes, not finite
+    ├── TrainingError      a training run cannot go on: the loss is not finite
     └── MissingExtraError  an optional package is not installed (also an ImportError)
 
 A message says what came, what is allowed and what to do, in one line. The command line prints
@@ -67,6 +68,10 @@ class ArtifactError(PertinentError):
 
 class ScoringError(PertinentError):
     """A scorer was asked for something it cannot give, or produced what is not a score."""
+
+
+class TrainingError(PertinentError):
+    """A training run cannot go on; what it had written before is untouched."""
 
 
 class MissingExtraError(PertinentError, ImportError):

@@ -1,0 +1,302 @@
+"""Pairs as arrays, batches planned by length, and batches as tensors.
+
+Everything is tokenized once. A step then costs one numpy assembly: no text, no Python loop over
+rows. Which rows form which batch depends on the seed and the epoch alone, so a resumed run sees
+the batches that the killed one would have seen.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pertinent.errors import DataError
+from pertinent.lexicon.pairs import PairTokenizer
+from pertinent.records import MODEL_INPUTS, TokenRows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Rows = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+# Rows are sorted by length inside stretches of so many batches: long enough that the rows of a
+# batch are about equally long, short enough that batches still differ from epoch to epoch.
+STRETCH = 50
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """Tokenized pairs with their targets; NaN where a pair has no such target.
+
+    Pair i is query row ``query_rows[i]`` with item row ``item_rows[i]``; pairs of one query row
+    form a group. ``relevant`` is 0 or 1, ``grade`` a soft target, ``teacher`` a logit.
+    """
+
+    queries: TokenRows
+    items: TokenRows
+    query_rows: Rows  # [pairs]
+    item_rows: Rows  # [pairs]
+    relevant: Floats  # [pairs]
+    grade: Floats  # [pairs]
+    teacher: Floats  # [pairs]
+
+    @classmethod
+    def build(
+        cls,
+        pairs: PairTokenizer,
+        queries: Sequence[str],
+        titles: Sequence[str],
+        relevant: ArrayLike | None = None,
+        grade: ArrayLike | None = None,
+        teacher: ArrayLike | None = None,
+    ) -> Self:
+        """A training set from texts; each distinct text is tokenized once.
+
+        Raises DataError for columns of different lengths and targets outside their range.
+        """
+        size = len(queries)
+        columns = {"relevant": relevant, "grade": grade, "teacher": teacher}
+        targets = {name: _target(name, values, size) for name, values in columns.items()}
+        if len(titles) != size:
+            raise DataError(f"{size} queries but {len(titles)} titles; give one title for each query")
+        query_texts, query_rows = _distinct(queries)
+        item_texts, item_rows = _distinct(titles)
+        return cls(pairs.encode_queries(query_texts), pairs.encode_items(item_texts), query_rows, item_rows, **targets)
+
+    def __len__(self) -> int:
+        return len(self.query_rows)
+
+    @property
+    def lengths(self) -> Rows:
+        """Tokens of each pair without special tokens, ``[pairs]``."""
+        return self.queries.lengths[self.query_rows] + self.items.lengths[self.item_rows]
+
+    def take(self, rows: Rows) -> Self:
+        """The given pairs in the given order; texts are shared, not copied."""
+        names = ("query_rows", "item_rows", "relevant", "grade", "teacher")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+
+    def fingerprint(self) -> str:
+        """A digest of everything in it, to tell whether a resumed run has the same data."""
+        import hashlib
+
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (self.queries, self.items):
+            for array in (part.ids, part.offsets, part.term_classes):
+                digest.update(b"" if array is None else np.ascontiguousarray(array).data)
+        for field in fields(self)[2:]:
+            digest.update(np.ascontiguousarray(getattr(self, field.name)).data)
+        return digest.hexdigest()
+
+
+def join(sets: Sequence[TrainingSet]) -> TrainingSet:
+    """One training set of several. Pairs of different sets are never in one group.
+
+    Two sets may have been scored by different teachers, whose margins do not compare.
+    """
+    if len(sets) == 1:
+        return sets[0]
+    query_start = np.cumsum([0, *(len(part.queries) for part in sets)])
+    item_start = np.cumsum([0, *(len(part.items) for part in sets)])
+    return TrainingSet(
+        _join_rows([part.queries for part in sets]),
+        _join_rows([part.items for part in sets]),
+        np.concatenate([part.query_rows + start for part, start in zip(sets, query_start, strict=False)]),
+        np.concatenate([part.item_rows + start for part, start in zip(sets, item_start, strict=False)]),
+        *(np.concatenate([getattr(part, name) for part in sets]) for name in ("relevant", "grade", "teacher")),
+    )
+
+
+class BatchPlan:
+    """The batches of every epoch: lists of pair rows, the same for the same seed.
+
+    With ``groups`` a batch holds whole groups, so that losses over the items of a query see them
+    together; groups larger than ``group_limit`` are split into parts, drawn anew every epoch.
+    It is a batch sampler for a ``DataLoader`` that runs through all epochs, ``steps`` batches in
+    all: epochs may differ in their number of batches, the whole may not.
+    """
+
+    drop_last = False
+
+    def __init__(
+        self,
+        lengths: Rows,
+        groups: Rows | None,
+        batch_size: int,
+        group_limit: int,
+        epochs: int,
+        max_steps: int | None,
+        seed: int,
+    ) -> None:
+        self.batch_size = batch_size
+        self._lengths, self._groups, self._limit, self._seed = lengths, groups, min(group_limit, batch_size), seed
+        self.epoch = lru_cache(maxsize=1)(self._plan)
+        ends = np.cumsum([self._count(epoch) for epoch in range(epochs)])
+        self.steps = int(ends[-1]) if max_steps is None else min(int(ends[-1]), max_steps)
+        # The step after which each epoch is over; the last one is where training ends.
+        self.epoch_ends = [*(int(end) for end in ends if end < self.steps), self.steps]
+
+    def epoch_at(self, step: int) -> float:
+        """Epochs done after so many steps, with its fraction."""
+        epoch = bisect_right(self.epoch_ends, step)
+        if epoch == len(self.epoch_ends):
+            return float(epoch)
+        start = self.epoch_ends[epoch - 1] if epoch else 0
+        return round(epoch + (step - start) / (self.epoch_ends[epoch] - start), 4)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Rows]:
+        left = self.steps
+        epoch = 0
+        while left:
+            for batch in self.epoch(epoch)[:left]:
+                left -= 1
+                yield batch
+            epoch += 1
+
+    def _plan(self, epoch: int) -> list[Rows]:
+        generator = np.random.default_rng([self._seed, epoch])
+        if self._groups is None:
+            return length_batches(self._lengths, self.batch_size, generator)
+        return group_batches(self._groups, self._lengths, self.batch_size, self._limit, generator)
+
+    def _count(self, epoch: int) -> int:
+        return -(-len(self._lengths) // self.batch_size) if self._groups is None else len(self.epoch(epoch))
+
+
+def length_batches(lengths: Rows, batch_size: int, generator: np.random.Generator) -> list[Rows]:
+    """Batches of rows of about equal length, in random order; every row once.
+
+    >>> rows = length_batches(np.array([9, 1, 8, 2]), 2, np.random.default_rng(0))
+    >>> sorted(sorted(batch.tolist()) for batch in rows)
+    [[0, 2], [1, 3]]
+    """
+    order = generator.permutation(len(lengths))
+    stretch = np.arange(len(order)) // (STRETCH * batch_size)
+    order = order[np.lexsort((lengths[order], stretch))]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return [batches[number] for number in generator.permutation(len(batches))]
+
+
+def group_batches(
+    groups: Rows, lengths: Rows, batch_size: int, group_limit: int, generator: np.random.Generator
+) -> list[Rows]:
+    """Batches of at most ``batch_size`` rows that hold whole groups; every row once.
+
+    Groups with more than ``group_limit`` rows are split into random parts.
+
+    >>> rows = group_batches(np.array([7, 8, 7, 8, 8]), np.ones(5, int), 3, 3, np.random.default_rng(0))
+    >>> sorted(sorted(batch.tolist()) for batch in rows)
+    [[0, 2], [1, 3, 4]]
+    """
+    if not len(groups):
+        return []
+    order = generator.permutation(len(groups))
+    order = order[np.argsort(groups[order], kind="stable")]  # rows of a group together, shuffled inside
+    _, starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)
+    inside = np.arange(len(order)) - np.repeat(starts, sizes)
+    unit_starts = np.flatnonzero(inside % group_limit == 0)  # a unit is a group or a part of one
+    unit_sizes = np.diff([*unit_starts, len(order)])
+    unit_lengths = np.maximum.reduceat(lengths[order], unit_starts)
+    units = generator.permutation(len(unit_starts))
+    stretch = np.cumsum(unit_sizes[units]) // (STRETCH * batch_size)
+    units = units[np.lexsort((unit_lengths[units], stretch))]
+    batches: list[Rows] = []
+    chosen: list[Rows] = []
+    room = batch_size
+    for start, size in zip(unit_starts[units].tolist(), unit_sizes[units].tolist(), strict=True):
+        if size > room:
+            batches.append(np.concatenate(chosen))
+            chosen, room = [], batch_size
+        chosen.append(order[start : start + size])
+        room -= size
+    batches.append(np.concatenate(chosen))
+    return [batches[number] for number in generator.permutation(len(batches))]
+
+
+class BatchRows:
+    """What a ``DataLoader`` reads: asked for the rows of a batch, it gives the batch as tensors."""
+
+    def __init__(self, examples: TrainingSet, pairs: PairTokenizer) -> None:
+        self.examples, self.pairs = examples, pairs
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitems__(self, rows: Rows) -> dict[str, Tensor]:
+        return collate(self.examples, rows, self.pairs)
+
+
+def collate(examples: TrainingSet, rows: Rows, pairs: PairTokenizer) -> dict[str, Tensor]:
+    """The tensors of a batch: the inputs of a network, the targets, and the group of each row.
+
+    Each block is as wide as its longest row in this batch (ei-SRC, section 7).
+    """
+    import torch
+
+    rows = np.asarray(rows)
+    query_rows = examples.query_rows[rows]
+    batch = pairs.assemble(examples.queries, query_rows, examples.items, examples.item_rows[rows], trim=True)
+    arrays: dict[str, NDArray[Any]] = {
+        **batch.inputs(),
+        "relevant": examples.relevant[rows],
+        "grade": examples.grade[rows],
+        "teacher": examples.teacher[rows],
+        "group": query_rows,
+    }
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def network_inputs(batch: dict[str, Tensor]) -> list[Tensor]:
+    """The tensors of a batch that a network's ``forward`` takes, in its order."""
+    return [batch[name] for name in MODEL_INPUTS]
+
+
+def _target(name: str, values: ArrayLike | None, size: int) -> Floats:
+    if values is None:
+        return np.full(size, np.nan, dtype=np.float32)
+    array = np.asarray(values, dtype=np.float32)
+    if array.shape != (size,):
+        raise DataError(f"{name}: {array.shape[0] if array.ndim else 0} values for {size} pairs; give one for each")
+    known = array[~np.isnan(array)]
+    if name == "teacher":
+        wrong, allowed = known[~np.isfinite(known)], "a finite logit"
+    elif name == "grade":
+        wrong, allowed = known[(known < 0) | (known > 1)], "a number from 0 to 1"
+    else:
+        wrong, allowed = known[(known != 0) & (known != 1)], "0 or 1"
+    if len(wrong):
+        raise DataError(f"{name}: {wrong[0]} among the targets; give {allowed}, or NaN where there is none")
+    return array
+
+
+def _distinct(texts: Sequence[str]) -> tuple[list[str], Rows]:
+    numbers: dict[str, int] = {}
+    rows = [numbers.setdefault(text, len(numbers)) for text in texts]
+    return list(numbers), np.array(rows, dtype=np.int64)
+
+
+def _join_rows(parts: Sequence[TokenRows]) -> TokenRows:
+    starts = np.cumsum([0, *(len(part.ids) for part in parts)])
+    offsets = [part.offsets[:-1] + start for part, start in zip(parts, starts, strict=False)]
+    known = [part.term_classes for part in parts]
+    if any(classes is None for classes in known):
+        classes = None
+        assert all(one is None for one in known), "sets with and without term classes do not join"
+    else:
+        classes = np.concatenate([one for one in known if one is not None])
+    return TokenRows(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([*offsets, starts[-1:]]).astype(np.int64),
+        np.concatenate([part.truncated for part in parts]),
+        classes,
+    )
