@@ -24,6 +24,7 @@ COMPLETE = "complete.json"
 RUN = "run.json"
 BEST = "best.safetensors"
 LOCK = "lock"
+WEIGHTS = "model.safetensors"  # the name under which the Hugging Face Trainer looks for them
 
 
 @contextlib.contextmanager

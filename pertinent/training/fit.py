@@ -146,7 +146,7 @@ def fit(
         if best.is_file():
             network.load_state_dict(checkpoints.load_weights(best))
         elif start is not None and resumed_from == step:
-            state = checkpoints.load_weights(start / "model.safetensors")
+            state = checkpoints.load_weights(start / checkpoints.WEIGHTS)
             network.load_state_dict({name.removeprefix("network."): value for name, value in state.items()})
         network.to("cpu").eval()
     chosen = _best_entry(history)

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class Trainee(nn.Module):
         self.network = network
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.network(*network_inputs(batch))  # type: ignore[no-any-return]
+        return self.network(*network_inputs(batch))
 
 
 class Trainer(HuggingFaceTrainer):
@@ -64,15 +64,16 @@ class Trainer(HuggingFaceTrainer):
         broken_batch: Path,
     ) -> None:
         self.network, self.pairs, self.validation, self.plan = network, pairs, validation, plan
-        self.objective, self.names, self.select_by_auc = objective, loss_names(objective), select_by_auc
-        self.broken_batch = broken_batch
+        self.objective: Sequence[Objective] = objective
+        self.names, self.select_by_auc, self.broken_batch = loss_names(objective), select_by_auc, broken_batch
+        self.rows = BatchRows(examples, pairs)
         self.parts: dict[str, Tensor] = {}  # sums since the last report
         self.summed = 0
         self.batch: dict[str, Tensor] = {}
         super().__init__(
             model=Trainee(network),
             args=arguments,
-            train_dataset=BatchRows(examples, pairs),
+            train_dataset=self.rows,
             optimizers=optimizers,
             callbacks=callbacks,
         )
@@ -80,15 +81,16 @@ class Trainer(HuggingFaceTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of all epochs in one pass, so that resuming is a matter of counting steps."""
+        rows, plan = cast(Any, self.rows), cast(Any, self.plan)  # torch asks for its own base classes, and needs none
         loader: DataLoader[Any] = DataLoader(
-            self.train_dataset,
-            batch_sampler=self.plan,
-            collate_fn=_as_it_is,
+            rows,
+            batch_sampler=plan,
+            collate_fn=_whole,
             num_workers=0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # its own: drawing a batch must not move the generator of dropout
         )
-        return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
+        return self.accelerator.prepare(loader)
 
     def compute_loss(
         self,
@@ -176,8 +178,9 @@ class Trainer(HuggingFaceTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         # Theirs also pickles the arguments, which nobody reads.
-        folder = Path(output_dir or self.args.output_dir)
-        checkpoints.save_weights(folder / "model.safetensors", state_dict or self.model.state_dict())
+        assert output_dir is not None
+        state = Trainee(self.network).state_dict() if state_dict is None else state_dict
+        checkpoints.save_weights(Path(output_dir) / checkpoints.WEIGHTS, state)
 
 
 def all_logits(network: nn.Module, pairs: PairTokenizer, examples: TrainingSet, batch_size: int) -> NDArray[np.float32]:
@@ -231,5 +234,5 @@ def make_optimizer(
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    return batch
+def _whole(batch: Any) -> Any:
+    return batch  # the rows came together already
