@@ -110,13 +110,16 @@ def open_artifact(path: str | Path, kind: str | None = None, verify: bool = True
     if not path.exists():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        # What `swap` leaves when the machine stops between its two renames.
+        old = sorted(path.parent.glob(f".{path.name}.*.old"))
+        hint = f"; its last version is at {old[-1]}, rename it back" if old else hint
         raise ArtifactError(f"{path}: no such folder{hint}")
     if not (path / MANIFEST).is_file():
         raise ArtifactError(f"{path}: has no {MANIFEST}, so it is not an artifact of pertinent")
     manifest = read_json(path / MANIFEST)
     _check_manifest(path, manifest)
     if kind is not None and manifest["kind"] != kind:
-        raise ArtifactError(f"{path}: holds a {manifest['kind']}, but a {kind} is needed here")
+        raise ArtifactError(f"{path}: is of kind {manifest['kind']!r}, but {kind!r} is needed here")
     if verify:
         _verify_files(path, manifest)
     return Artifact(path, manifest)
@@ -166,7 +169,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ArtifactError(f"{path}: not readable as JSON ({error}); the file is damaged") from None
 
 
@@ -206,8 +209,10 @@ def _seal(
 
 
 def _check_manifest(path: Path, manifest: Any) -> None:
-    wanted = {"kind", "format_version", "version", "config", "metrics", "files"}
-    if not isinstance(manifest, dict) or not wanted <= manifest.keys() or not isinstance(manifest["files"], dict):
+    wanted = {"kind": str, "format_version": int, "version": str, "config": dict, "metrics": dict, "files": dict}
+    if not isinstance(manifest, dict) or not all(isinstance(manifest.get(k), t) for k, t in wanted.items()):
+        raise ArtifactError(f"{path / MANIFEST}: not a manifest of pertinent; the file is damaged")
+    if not all(isinstance(e, dict) and {"bytes", "sha256"} <= e.keys() for e in manifest["files"].values()):
         raise ArtifactError(f"{path / MANIFEST}: not a manifest of pertinent; the file is damaged")
     if manifest["format_version"] != FORMAT_VERSION:
         raise ArtifactError(
@@ -217,9 +222,11 @@ def _check_manifest(path: Path, manifest: Any) -> None:
 
 
 def _verify_files(path: Path, manifest: Mapping[str, Any]) -> None:
+    inside = path.resolve()
     for name, entry in manifest["files"].items():
         file = path / name
-        if ".." in Path(name).parts or Path(name).is_absolute() or file.is_symlink():
+        # Links of any part of the way are refused, also those that would stay inside.
+        if ".." in Path(name).parts or Path(name).is_absolute() or file.resolve() != inside / name:
             raise ArtifactError(f"{path}: refuses {name!r}: files must lie inside the folder, and not be links")
         if not file.is_file():
             raise ArtifactError(f"{file}: missing; copy the whole folder again")

@@ -66,15 +66,15 @@ def names(text: str) -> list[str]:
 
 
 def renames(text: str) -> dict[str, str]:
-    """Our column names and theirs, from ``title=product_name,item_id=sku``.
+    """Your column names and ours, from ``product_name=title,sku=item_id``.
 
-    >>> renames("title=product_name,item_id=sku")
-    {'title': 'product_name', 'item_id': 'sku'}
+    >>> renames("product_name=title,sku=item_id")
+    {'product_name': 'title', 'sku': 'item_id'}
     """
     pairs = [part.partition("=") for part in names(text)]
-    if not all(ours.strip() and equals and theirs.strip() for ours, equals, theirs in pairs):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form title=product_name,item_id=sku")
-    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+    if not all(yours.strip() and equals and ours.strip() for yours, equals, ours in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form product_name=title,sku=item_id")
+    return {yours.strip(): ours.strip() for yours, _, ours in pairs}
 
 
 def positive(text: str) -> int:
@@ -95,7 +95,11 @@ def positive(text: str) -> int:
 MODEL = Flag("model", "model", "a model folder; left out: the model that comes with pertinent")
 ITEMS = Flag("--items", "items", "the catalog: CSV, JSONL or Parquet with item_id and title", metavar="FILE")
 COLUMNS = Flag(
-    "--columns", "columns", "your names of our columns, such as title=product_name", renames, "OURS=YOURS,..."
+    "--columns",
+    "columns",
+    "which of your columns is which of ours, such as product_name=title",
+    renames,
+    "YOURS=OURS,...",
 )
 BACKEND = Flag(
     "--backend", "backend", "onnx, onnx-int8 or torch; left out: the best that the model has", metavar="NAME"
@@ -120,7 +124,7 @@ COMMANDS: dict[str, Command] = {
         (
             Flag("query", "query", "what a shopper types"),
             Flag(
-                "--items", "items", "CSV, JSONL or Parquet with title (and item_id), or an index folder", metavar="FILE"
+                "--items", "items", "CSV, JSONL or Parquet with item_id and title, or an index folder", metavar="FILE"
             ),
             Flag("--index", "index", "a folder made by pertinent index, instead of --items", metavar="FOLDER"),
             Flag("--top", "top", "how many to print", positive, "N"),
@@ -169,6 +173,7 @@ COMMANDS: dict[str, Command] = {
             Flag("--scale", "scale", "grade scale of the labels, such as esci", metavar="NAME"),
             Flag("--report", "report", "write one self-contained HTML page, and JSON beside it", metavar="FILE"),
             BACKEND,
+            THREADS,
             COLUMNS,
         ),
         (
@@ -180,22 +185,25 @@ COMMANDS: dict[str, Command] = {
     "export": Command(
         "make fast engine files, kept only where quality holds",
         "pertinent.engine.export:ExportConfig",
-        "pertinent.engine.export:export",
+        "pertinent.commands:export",
         "pertinent.commands:show_artifact",
         (
             MODEL,
             OUT,
-            Flag("--int8", "int8", "also an int8 graph, kept only if it passes the gate", switch=True),
-            Flag("--judgments", "judgments", "judgments for the gate", metavar="FILE"),
+            Flag("--int8", "int8", "also try an int8 graph, kept only if it passes the gate", switch=True),
+            Flag("--judgments", "judgments", "real pairs for the gate: query, title, grade", metavar="FILE"),
         ),
-        ("pertinent export runs/model --int8 --out runs/model-fast",),
+        (
+            "pertinent export runs/model --judgments valid.parquet --out runs/model-fast",
+            "pertinent export runs/model --no-int8",
+        ),
     ),
     "index": Command(
         "tokenize a catalog once, so that scoring by item id is fast",
         "pertinent.engine.index:IndexConfig",
         "pertinent.commands:index",
         "pertinent.commands:show_artifact",
-        (MODEL, ITEMS, OUT, COLUMNS),
+        (MODEL, ITEMS, OUT),
         ("pertinent index runs/model --items catalog.parquet --out runs/index",),
     ),
     "bench": Command(
@@ -331,7 +339,7 @@ def _settings(name: str, command: Command, arguments: argparse.Namespace) -> Any
 
 def _add(parser: argparse.ArgumentParser, flag: Flag) -> None:
     if flag.switch:
-        parser.add_argument(flag.name, dest=flag.dest, action="store_const", const=True, help=flag.help)
+        parser.add_argument(flag.name, dest=flag.dest, action=argparse.BooleanOptionalAction, help=flag.help)
     elif flag.name.startswith("-"):
         parser.add_argument(flag.name, dest=flag.dest, type=flag.kind, metavar=flag.metavar, help=flag.help)
     else:

@@ -6,13 +6,16 @@ other (readers, scorers, metrics); they meet here, below the command line and ab
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +29,11 @@ from pertinent.records import Item, PairScorer, Scored
 
 if TYPE_CHECKING:
     from pertinent.doctor import Health
-    from pertinent.evaluation.evaluate import EvaluateConfig, Evaluation
+    from pertinent.engine.export import ExportConfig
+    from pertinent.engine.index import IndexConfig
+    from pertinent.engine.scorer import Scorer
+    from pertinent.evaluation.evaluate import EvaluateConfig
+    from pertinent.evaluation.result import Evaluation
 
 # Scorers that are fitted on the titles they score, by the name they have on the command line.
 BASELINES = {"bm25": "pertinent.models.lexical:BM25", "tfidf": "pertinent.models.lexical:TFIDF"}
@@ -126,7 +133,7 @@ def score(config: ScoreConfig) -> Ranking:
         return _rank_index(config, source)
     from pertinent.data.readers import read_items
 
-    items = read_items(source, rename=_rename(config.columns))
+    items = read_items(source, rename=config.columns)
     if config.model in BASELINES:
         return _rank_by_baseline(config, items)
     scorer = _scorer(config.model, config.backend, config.threads)
@@ -138,20 +145,46 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """A model's or a baseline's quality on a judged table; writes the report when one is asked for."""
     from pertinent.evaluation.evaluate import run_evaluate
 
-    return run_evaluate(config)
+    if config.model in BASELINES:
+        scorer: PairScorer = _baseline(str(config.model), _judged_titles(config))
+    else:
+        scorer = _scorer(config.model, config.backend, config.threads)
+    return run_evaluate(config, scorer)
 
 
-def index(config: Any) -> Artifact:
+def export(config: ExportConfig) -> Artifact:
+    """A model with graph files, in place or in another folder."""
+    from pertinent.data.readers import read_judgments
+    from pertinent.engine import export as stage
+
+    if config.model is None and config.out is None:
+        raise ConfigError("--out is required for the model that comes with pertinent, which is not changed in place")
+    if config.int8 and config.judgments is None:
+        raise ConfigError("--judgments is required to compare int8 with float32; or give --no-int8")
+    return stage.export(config, read_judgments(config.judgments) if config.judgments is not None else [])
+
+
+def index(config: IndexConfig) -> Artifact:
     """An index of a catalog for one model, as a folder."""
-    from pertinent.engine.index import run_index
+    from pertinent.artifact import open_artifact
+    from pertinent.data.readers import read_items
+    from pertinent.engine.index import ItemIndex
+    from pertinent.engine.scorer import shipped_folder
+    from pertinent.models.store import load_pairs
 
-    return run_index(config)
+    missing = [name for name in ("items", "out") if getattr(config, name) is None]
+    if missing:
+        raise ConfigError("\n".join(f"--{name} is required; see: pertinent index --help" for name in missing))
+    model = open_artifact(config.model or shipped_folder(), kind="model")
+    assert config.items is not None
+    assert config.out is not None
+    ItemIndex.build(read_items(config.items), load_pairs(model), config.out, model.version, config)
+    return open_artifact(config.out, kind="index")
 
 
 def bench(config: BenchConfig) -> Bench:
     """Latency, memory and cold start of each backend, each in a process of its own."""
-    from pertinent.doctor import cpu_flags, usable_cores
-    from pertinent.engine.backends import BACKENDS
+    from pertinent.engine.backends import BACKENDS, available_cores
 
     names = config.backends if config.backends is not None else _usable_backends(config.model)
     for name in names:
@@ -162,27 +195,34 @@ def bench(config: BenchConfig) -> Bench:
     rows: list[BenchRow] = []
     for name in names:
         rows += _bench_in_new_process(config, name)
-    try:
-        flags = ", ".join(cpu_flags(Path("/proc/cpuinfo").read_text()))
-    except OSError:
-        flags = "unknown instructions"
-    titles = config.items or "titles of the model's golden pairs, their words turned round"
-    return Bench(tuple(rows), f"{usable_cores():g} cores, {flags}", titles)
+    titles = config.items or "of the model's golden pairs, their words turned round"
+    return Bench(tuple(rows), f"{available_cores()} cores, {processor()}", titles)
 
 
 def bench_one(config: BenchConfig, backend: str, started: float) -> list[BenchRow]:
-    """The rows of one backend, measured in this process, which began at ``started`` (unix time)."""
+    """The rows of one backend, measured in this process, which began at ``started`` (unix time).
+
+    Each number of items is scored as texts, and by row of an index that was made beforehand.
+    """
+    from pertinent.engine.index import ItemIndex
     from pertinent.engine.scorer import Scorer
-    from pertinent.evaluation.speed import latency
+    from pertinent.evaluation.speed import measure
 
     scorer = Scorer.load(config.model, backend=backend, threads=config.threads)
     scorer.score(config.query, [config.query])
     cold = time.time() - started
-    titles = _bench_titles(config, scorer, max(config.candidates))
+    titles = distinct_titles(_bench_titles(config), max(config.candidates))
     rows = []
-    for count in config.candidates:
-        stats = latency(scorer, config.query, titles[:count], turns=config.turns, warmup=1)
-        rows.append(BenchRow(backend, count, stats.p50_ms, stats.p99_ms, _peak_mb(), cold))
+    with tempfile.TemporaryDirectory() as folder:
+        items = [Item(str(number), title) for number, title in enumerate(titles)]
+        index = ItemIndex.build(items, scorer.pairs, Path(folder, "index"), scorer.version)
+        for count in config.candidates:
+            ways = {
+                backend: partial(scorer.score, config.query, titles[:count]),
+                f"{backend}, indexed": partial(scorer.score_index, config.query, index, np.arange(count)),
+            }
+            stats = measure(ways, turns=config.turns, warmup=1, items=count).stats
+            rows += [BenchRow(name, count, s.p50, s.p99, _peak_mb(), cold) for name, s in stats.items()]
     return rows
 
 
@@ -323,13 +363,23 @@ def print_lines(lines: Iterable[str]) -> None:
         print(line)
 
 
+def processor() -> str:
+    """The instructions of this processor that matter here, in words."""
+    from pertinent.doctor import cpu_flags
+
+    try:
+        return ", ".join(cpu_flags(Path("/proc/cpuinfo").read_text())) or "no vector instructions known"
+    except OSError:
+        return "instructions not known"
+
+
 def _rank_index(config: ScoreConfig, folder: Path) -> Ranking:
     from pertinent.engine.index import ItemIndex
 
     if config.model in BASELINES:
         raise ConfigError(f"--model {config.model} needs the titles: give a catalog with --items FILE")
     scorer = _scorer(config.model, config.backend, config.threads)
-    items = ItemIndex.open(folder, scorer.version)
+    items = ItemIndex.open(folder, scorer.pairs)
     results = scorer.rank(config.query, items, top=config.top)
     return Ranking(config.query, scorer.name, scorer.version, len(items), tuple(results))
 
@@ -343,22 +393,15 @@ def _rank_by_baseline(config: ScoreConfig, items: Sequence[Item]) -> Ranking:
 
 
 def _baseline(name: str, titles: Sequence[str]) -> PairScorer:
-    import importlib
-
     module, _, attribute = BASELINES[name].partition(":")
-    fitted: PairScorer = getattr(importlib.import_module(module), attribute).fit(titles)
+    fitted: PairScorer = getattr(importlib.import_module(module), attribute)().fit(titles)
     return fitted
 
 
-def _scorer(model: str | None, backend: str | None, threads: int | None) -> Any:
+def _scorer(model: str | None, backend: str | None, threads: int | None) -> Scorer:
     from pertinent.engine.scorer import Scorer
 
     return Scorer.load(model, backend=backend, threads=threads)
-
-
-def _rename(columns: Mapping[str, str]) -> dict[str, str]:
-    """Their column name -> ours, as the readers take it."""
-    return {theirs: ours for ours, theirs in columns.items()}
 
 
 def _usable_backends(model: str | None) -> list[str]:
@@ -373,14 +416,28 @@ def _usable_backends(model: str | None) -> list[str]:
     return found
 
 
-def _bench_titles(config: BenchConfig, scorer: Any, count: int) -> list[str]:
-    if config.items is not None:
-        from pertinent.data.readers import read_items
+def _judged_titles(config: EvaluateConfig) -> list[str]:
+    """What a lexical baseline is fitted on: the catalog where it is given, else the judged titles."""
+    from pertinent.data.readers import read_items, read_judgments
 
-        titles = [item.title for item in read_items(config.items, rename=_rename(config.columns))]
-    else:
-        titles = [pair["title"] for pair in scorer.artifact.json("golden.json")["pairs"]]
-    return distinct_titles(titles, count)
+    if config.items is not None:
+        return [item.title for item in read_items(config.items, rename=config.columns)]
+    judgments = read_judgments(config.judgments, scale=config.scale, rename=config.columns)
+    return list(dict.fromkeys(judgment.title for judgment in judgments))
+
+
+def _bench_titles(config: BenchConfig) -> list[str]:
+    from pertinent.artifact import open_artifact
+    from pertinent.data.readers import read_items
+    from pertinent.engine.golden import GOLDEN_FILE, read_golden
+    from pertinent.engine.scorer import shipped_folder
+
+    if config.items is not None:
+        return [item.title for item in read_items(config.items, rename=config.columns)]
+    model = open_artifact(config.model or shipped_folder(), kind="model", verify=False)
+    if not model.has(GOLDEN_FILE):
+        raise ConfigError(f"{model.path} holds no titles to measure with; give a catalog with --items FILE")
+    return [pair.title for pair in read_golden(model.file(GOLDEN_FILE), "float32")[0]]
 
 
 _CHILD = """

@@ -70,25 +70,6 @@ def examine(config: DoctorConfig) -> Health:
     return Health((*checks, model, *backends), any(check.state == "ok" for check in backends))
 
 
-def usable_cores(root: Path = Path("/sys/fs/cgroup")) -> float:
-    """Processor cores that this process may use: its affinity, cut by a container's quota."""
-    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    quota = _quota(root)
-    return cores if quota is None else min(cores, quota)
-
-
-def _quota(root: Path) -> float | None:
-    try:
-        limit, period = (root / "cpu.max").read_text().split()  # version 2
-    except (OSError, ValueError):
-        try:
-            limit = (root / "cpu/cpu.cfs_quota_us").read_text().strip()  # version 1
-            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    return None if limit in ("max", "-1") else int(limit) / int(period)
-
-
 def cpu_flags(text: str) -> list[str]:
     """The instructions that matter, from the text of ``/proc/cpuinfo``.
 
@@ -116,6 +97,8 @@ def extras_of(requirements: list[str]) -> dict[str, list[str]]:
 
 
 def _machine() -> list[Check]:
+    from pertinent.engine.backends import available_cores
+
     python = Check("python", "ok", f"{platform.python_version()} ({sys.executable})")
     try:
         flags = cpu_flags(Path("/proc/cpuinfo").read_text())
@@ -129,7 +112,7 @@ def _machine() -> list[Check]:
     return [
         python,
         Check("cpu", "ok", detail),
-        Check("cores", "ok", f"{usable_cores():g} of {os.cpu_count()} usable (affinity and container quota)"),
+        Check("cores", "ok", f"{available_cores()} of {os.cpu_count()} usable (affinity and container quota)"),
         Check("disk", "ok", disk)
         if free >= LOW_DISK_BYTES
         else Check("disk", "problem", disk, "training and indexing want more; free some, or choose --out elsewhere"),
@@ -142,6 +125,7 @@ def _packages() -> list[Check]:
     except importlib.metadata.PackageNotFoundError:
         return [Check("packages", "problem", "pertinent is imported but not installed", "pip install -e .")]
     checks = []
+    extras.pop("dev", None)  # for work on pertinent itself
     for extra, packages in extras.items():
         versions = {name: _version(name) for name in packages}
         absent = [name for name, version in versions.items() if version is None]
@@ -164,11 +148,11 @@ def _version(package: str) -> str | None:
 
 
 def _model(path: str | None) -> Check:
-    from pertinent.engine.scorer import shipped_model
+    from pertinent.engine.scorer import shipped_folder
 
     name = "model" if path else "shipped model"
     try:
-        folder = Path(path) if path else shipped_model()
+        folder = Path(path) if path else shipped_folder()
         artifact = open_artifact(folder, kind="model", verify=True)
     except PertinentError as error:
         fix = "give another folder" if path else "pip install --force-reinstall --no-deps pertinent"

@@ -25,7 +25,7 @@ def normalize(text: str, max_characters: int = MAX_CHARACTERS) -> str:
     """
     text = text[:max_characters]
     if text.isascii():
-        text = "".join(c for c in text if c >= " " or c.isspace()) if not text.isprintable() else text
+        text = text if text.isprintable() else "".join(c for c in text if c.isprintable() or c.isspace())
     else:
         text = unicodedata.normalize("NFKC", text)
         text = "".join(c for c in text if _visible(c))
