@@ -1,0 +1,189 @@
+"""Small charts as inline SVG text: no script, no outside file, colors from the page's style sheet.
+
+Series are told apart by class ``s0`` to ``s5`` (color) and by dashes, so that a gray print still
+reads. Every chart has a title and a description for those who listen to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import NamedTuple
+
+WIDTH, HEIGHT = 360, 270
+LEFT, RIGHT, TOP, BOTTOM = 46, 350, 12, 226
+COLORS = 6
+DASHES = ("", "7 3", "2 3", "9 3 2 3")
+
+Point = tuple[float, float]
+
+
+class Series(NamedTuple):
+    """A named line or cloud of points; not finite points break the line."""
+
+    name: str
+    points: Sequence[Point]
+
+
+class Axis(NamedTuple):
+    """A range of values, its label, and where ticks stand."""
+
+    low: float
+    high: float
+    label: str
+    ticks: Sequence[float]
+    log: bool = False
+
+    def place(self, value: float, start: float, end: float) -> float:
+        """Where a value stands between two ends of the drawing.
+
+        >>> Axis(0, 1, "", ()).place(0.5, 10, 20), Axis(1, 100, "", (), log=True).place(10, 0, 2)
+        (15.0, 1.0)
+        """
+        low, high, at = (
+            (math.log(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+        )
+        return start + (at - low) / (high - low) * (end - start)
+
+
+SHARE = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+def line_chart(
+    title: str, text: str, x: Axis, y: Axis, series: Sequence[Series], diagonal: bool = False, dots: bool = False
+) -> str:
+    """A figure with one line a series; ``diagonal`` draws the line of chance or of perfect calibration."""
+    across, up = _places(x, y)
+    body = [_axes(x, y)]
+    if diagonal:
+        body.append(_line([(across(x.low), up(y.low)), (across(x.high), up(y.high))], 'class="guide"'))
+    for number, each in enumerate(series):
+        points = [(across(a), up(b)) for a, b in each.points if math.isfinite(a) and math.isfinite(b)]
+        if points:
+            body.append(_line(points, f'class="line {color(number)}"{_dash(number)}'))
+        if dots:
+            body += [f'<circle class="dot {color(number)}" cx="{a:.1f}" cy="{b:.1f}" r="3"/>' for a, b in points]
+    return _figure(title, text, "".join(body), [each.name for each in series])
+
+
+def scatter(title: str, text: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
+    """A figure with one dot a series; a second and third point are the ends of its vertical interval."""
+    across, up = _places(x, y)
+    body = [_axes(x, y)]
+    for number, each in enumerate(series):
+        (a, b), *ends = [(across(a), up(b)) for a, b in each.points]
+        if len(ends) == 2 and all(math.isfinite(end) for _, end in ends):
+            body.append(_line(ends, f'class="line {color(number)}"'))
+        body.append(f'<circle class="dot {color(number)}" cx="{a:.1f}" cy="{b:.1f}" r="5"/>')
+        # Names go to the side that has room.
+        anchor, gap = ("end", -9) if a > (LEFT + RIGHT) / 2 else ("start", 9)
+        name = each.name if len(each.name) <= 22 else each.name[:21] + "…"
+        body.append(
+            f'<text class="name" x="{a + gap:.1f}" y="{b + 4:.1f}" text-anchor="{anchor}">{escape(name)}</text>'
+        )
+    return _figure(title, text, "".join(body), [each.name for each in series])
+
+
+def ridges(title: str, text: str, x: Axis, rows: Sequence[tuple[str, Sequence[float]]]) -> str:
+    """A figure with one histogram a row, each to its own height; ``rows`` are names and shares of equal bins."""
+    body = [_axes(x, None)]
+    step = (BOTTOM - TOP) / max(1, len(rows))
+    for number, (name, shares) in enumerate(rows):
+        base, highest = TOP + step * (number + 1), max(max(shares, default=0.0), 1e-9)
+        width = (RIGHT - LEFT) / max(1, len(shares))
+        for place, share in enumerate(shares):
+            if share > 0:
+                tall = share / highest * (step - 16)
+                body.append(
+                    f'<rect class="bar {color(number)}" x="{LEFT + place * width + 0.5:.1f}" y="{base - tall:.1f}" '
+                    f'width="{width - 1:.1f}" height="{tall:.1f}"/>'
+                )
+        body.append(f'<line class="axis" x1="{LEFT}" x2="{RIGHT}" y1="{base:.1f}" y2="{base:.1f}"/>')
+        body.append(f'<text class="name" x="{LEFT + 3}" y="{base - step + 13:.1f}">{escape(name)}</text>')
+    return _figure(title, text, "".join(body), [])
+
+
+def color(number: int) -> str:
+    """The class that colors a series.
+
+    >>> color(0), color(7)
+    ('s0', 's1')
+    """
+    return f"s{number % COLORS}"
+
+
+def round_ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round numbers within a range, at most ``most``.
+
+    >>> round_ticks(0.52, 0.9)
+    [0.6, 0.7, 0.8, 0.9]
+    """
+    if not high > low:
+        return [low]
+    size = 10.0 ** math.floor(math.log10((high - low) / most))
+    step = next(size * times for times in (1, 2, 5, 10, 20) if (high - low) / (size * times) <= most - 1 + 1e-9)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(step * n, 10) for n in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2, 5 and their tens within a range; only the tens where it is wide.
+
+    >>> log_ticks(0.9, 12)
+    [1.0, 2.0, 5.0, 10.0]
+    """
+    times = (1, 2, 5) if high / low < 300 else (1,)
+    tens = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [float(f"{n}e{ten}") for ten in tens for n in times]
+    return [tick for tick in ticks if low <= tick <= high]
+
+
+def _places(x: Axis, y: Axis) -> tuple[Callable[[float], float], Callable[[float], float]]:
+    return (lambda a: x.place(a, LEFT, RIGHT)), (lambda b: y.place(b, BOTTOM, TOP))
+
+
+def _axes(x: Axis, y: Axis | None) -> str:
+    parts = []
+    for tick in x.ticks:
+        at = x.place(tick, LEFT, RIGHT)
+        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{BOTTOM}"/>')
+        parts.append(f'<text x="{at:.1f}" y="{BOTTOM + 16}" text-anchor="middle">{tick:g}</text>')
+    for tick in y.ticks if y is not None else ():
+        assert y is not None
+        at = y.place(tick, BOTTOM, TOP)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    parts.append(f'<text x="{(LEFT + RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x.label)}</text>')
+    if y is not None:
+        middle = (TOP + BOTTOM) / 2
+        parts.append(
+            f'<text x="12" y="{middle}" text-anchor="middle" transform="rotate(-90 12 {middle})">'
+            f"{escape(y.label)}</text>"
+        )
+    return "".join(parts)
+
+
+def _line(points: Sequence[Point], attributes: str) -> str:
+    path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
+    return f'<polyline {attributes} points="{path}"/>'
+
+
+def _dash(number: int) -> str:
+    pattern = DASHES[number % len(DASHES)]
+    return f' stroke-dasharray="{pattern}"' if pattern else ""
+
+
+def _figure(title: str, text: str, body: str, names: Sequence[str]) -> str:
+    entries = "".join(
+        f'<li><svg class="swatch" viewBox="0 0 24 8" aria-hidden="true"><line class="line {color(n)}"{_dash(n)} '
+        f'x1="0" x2="24" y1="4" y2="4"/></svg>{escape(name)}</li>'
+        for n, name in enumerate(names)
+    )
+    legend = f'<ul class="legend">{entries}</ul>' if len(names) > 1 else ""
+    return (
+        f"<figure><figcaption>{escape(title)}</figcaption>"
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
+        f"<title>{escape(title)}</title><desc>{escape(text)}</desc>{body}</svg>{legend}"
+        f'<p class="note">{escape(text)}</p></figure>'
+    )
