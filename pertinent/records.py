@@ -110,7 +110,8 @@ class TokenRows:
 
     def take(self, rows: NDArray[np.int64]) -> TokenRows:
         """The given rows, in the given order; repeated rows are copied."""
-        starts, lengths = self.offsets[rows], self.lengths[rows]
+        starts = self.offsets[rows]
+        lengths = self.offsets[rows + 1] - starts  # of these rows alone: there may be millions of others
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         source = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
         classes = None if self.term_classes is None else self.term_classes[source]

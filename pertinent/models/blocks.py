@@ -54,11 +54,17 @@ class Layer(nn.Module):
         self.feed_norm = nn.LayerNorm(width, eps=eps)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        """New states ``[batch, length, width]``; keys where ``mask [batch, length]`` is False are not seen."""
+    def forward(self, states: Tensor, mask: Tensor, first_only: bool = False) -> Tensor:
+        """New states ``[batch, length, width]``; keys where ``mask [batch, length]`` is False are not seen.
+
+        With ``first_only`` just those of the first token, ``[batch, 1, width]``.
+        """
         batch, length, width = states.shape
         split = (batch, length, self.heads, width // self.heads)
-        q, k, v = (f(states).view(split).transpose(1, 2) for f in (self.query, self.key, self.value))
+        k, v = (f(states).view(split).transpose(1, 2) for f in (self.key, self.value))
+        if first_only:
+            states, length = states[:, :1], 1
+        q = self.query(states).view(batch, length, *split[2:]).transpose(1, 2)
         rate = self.dropout_rate if self.training else 0.0
         seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :], dropout_p=rate)
         joined = self.attention_out(seen.transpose(1, 2).reshape(batch, length, width))
@@ -74,10 +80,14 @@ class Encoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(Layer(width, heads, feed_forward, dropout, eps) for _ in range(layers))
 
-    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        """States after the last layer, ``[batch, length, width]``."""
-        for layer in self.layers:
-            states = layer(states, mask)
+    def forward(self, states: Tensor, mask: Tensor, first_only: bool = False) -> Tensor:
+        """States after the last layer, ``[batch, length, width]``.
+
+        With ``first_only`` the last layer computes the first token alone, ``[batch, 1, width]``: all
+        that a head on ``[CLS]`` reads, for about a quarter less work in three layers.
+        """
+        for number, layer in enumerate(self.layers, start=1):
+            states = layer(states, mask, first_only and number == len(self.layers))
         return states
 
 

@@ -58,7 +58,7 @@ class EiSRC(nn.Module):
     ) -> Tensor:
         """Logits ``[batch, labels]`` for ids ``[batch, length]``; ``mask`` is True on real tokens."""
         states = self.embeddings(token_ids, segment_ids, position_ids, term_class_ids)
-        return self.head(self.encoder(states, mask))
+        return self.head(self.encoder(states, mask, first_only=True))
 
     def head(self, states: Tensor) -> Tensor:
         """Logits from the last states: ``W_c tanh(W_p H_cls + b_p) + b_c``."""

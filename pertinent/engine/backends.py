@@ -1,0 +1,72 @@
+"""The backends that run a network, by name, and the rule that picks one.
+
+A backend gets a ``TokenBatch`` and gives one number a pair: the log odds of relevance. It knows
+no text and no calibration; the scorer does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pertinent.artifact import Artifact
+from pertinent.engine.graph import GRAPH_FILE
+from pertinent.errors import ConfigError
+from pertinent.records import TokenBatch
+
+
+class Backend(Protocol):
+    """Runs a network. ``forward`` may be called from ``workers`` threads at once."""
+
+    name: str
+    workers: int
+
+    def forward(self, batch: TokenBatch) -> NDArray[np.float32]:
+        """The relevance logit of each pair, ``[batch]``."""
+        ...
+
+
+# Each has a class method ``open(artifact, threads)``.
+BACKENDS = {
+    "torch": "pertinent.engine.torch_backend:TorchBackend",
+    "onnx": "pertinent.engine.onnx_backend:OnnxBackend",
+    "onnx-int8": "pertinent.engine.onnx_backend:OnnxInt8Backend",
+}
+
+
+def open_backend(artifact: Artifact, name: str | None = None, threads: int | None = None) -> Backend:
+    """The backend called ``name`` over a model; ``None`` takes ONNX where the model has a graph, else torch.
+
+    ``threads`` is the number of cores to use; ``None`` takes all that this process may use.
+    """
+    if name is None:
+        name = "onnx" if artifact.has(GRAPH_FILE) else "torch"
+    if name not in BACKENDS:
+        raise ConfigError(f"backend {name!r} is not known; allowed: {', '.join(BACKENDS)}")
+    if threads is None:
+        threads = available_cores()
+    if threads < 1:
+        raise ConfigError(f"threads is {threads}; give 1 or more, or leave it out for all cores")
+    module, _, attribute = BACKENDS[name].partition(":")
+    backend: Any = getattr(importlib.import_module(module), attribute)
+    opened: Backend = backend.open(artifact, threads)
+    return opened
+
+
+def available_cores(quota_file: str | Path = "/sys/fs/cgroup/cpu.max") -> int:
+    """The cores this process may use: its affinity, cut to the quota of its container if there is one."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        cores = os.cpu_count() or 1
+    try:
+        quota, _, period = Path(quota_file).read_text(encoding="ascii").partition(" ")
+        cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass  # no container, or no limit: the file says "max"
+    return cores

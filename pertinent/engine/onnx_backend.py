@@ -1,0 +1,110 @@
+"""ONNX Runtime backends, float32 and int8. No torch, no onnx package.
+
+A graph file holds the computation; its float32 weights stay in ``model.safetensors``, where they
+are stored once for every backend (also as float16), and are handed to the session at load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from pertinent.artifact import Artifact
+from pertinent.engine.graph import GRAPH_FILE, INT8_GRAPH_FILE, TRANSPOSED, check_graph
+from pertinent.errors import ArtifactError
+from pertinent.models.store import WEIGHTS_FILE
+from pertinent.records import MODEL_INPUTS, TokenBatch
+
+
+class OnnxBackend:
+    """Runs ``graph.onnx``: one session, whose every run stays on the thread that calls it.
+
+    On small networks two single-threaded runs side by side beat one run on two threads, so the
+    scorer calls ``forward`` from ``workers`` threads.
+    """
+
+    name = "onnx"
+    graph_file = GRAPH_FILE
+
+    def __init__(self, session: Any, workers: int) -> None:
+        self._session = session
+        self._inputs = [entry.name for entry in session.get_inputs()]
+        self.workers = workers
+
+    @classmethod
+    def open(cls, artifact: Artifact, threads: int) -> Self:
+        """The session over a model artifact. Raises ArtifactError for a missing or unsafe graph."""
+        if not artifact.has(cls.graph_file):
+            option = "--int8 " if cls.graph_file == INT8_GRAPH_FILE else ""
+            raise ArtifactError(
+                f"{artifact.path}: has no {cls.graph_file}; run: pertinent export {option}{artifact.path}, "
+                "or score with the backend 'torch'"
+            )
+        return cls(open_session(artifact.file(cls.graph_file), artifact.file(WEIGHTS_FILE)), threads)
+
+    def forward(self, batch: TokenBatch) -> NDArray[np.float32]:
+        """The relevance logit of each pair, ``[batch]``."""
+        if len(batch) == 0:
+            return np.zeros(0, dtype=np.float32)
+        inputs = batch.inputs()
+        result: NDArray[np.float32] = self._session.run(["logit"], {name: inputs[name] for name in self._inputs})[0]
+        return result
+
+
+class OnnxInt8Backend(OnnxBackend):
+    """Runs ``graph.int8.onnx``: matrix products in 8 bits. Close to, not equal to, the float32 scores."""
+
+    name = "onnx-int8"
+    graph_file = INT8_GRAPH_FILE
+
+
+def open_session(graph: Path, weights: Path) -> Any:
+    """An ONNX Runtime session over a checked graph, its weights read from a safetensors file."""
+    content = graph.read_bytes()
+    summary = check_graph(content, str(graph))
+    unknown = set(summary.inputs) - set(MODEL_INPUTS) - summary.external.keys()
+    if unknown or summary.outputs != ["logit"]:
+        raise ArtifactError(
+            f"{graph}: reads {', '.join(summary.inputs)} and gives {', '.join(summary.outputs)}; expected inputs "
+            f"among {', '.join(MODEL_INPUTS)} and the one output logit; export the model again"
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what goes wrong reaches the caller as an exception
+    tensors = read_weights(weights, summary.external)
+    # The arrays must outlive the construction of the session, which copies or packs them.
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in tensors.values()]
+    options.add_external_initializers(list(tensors), values)
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime raises its own kinds, all plain Exceptions
+        raise ArtifactError(f"{graph}: ONNX Runtime cannot open it ({str(error).splitlines()[0]})") from None
+
+
+def read_weights(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.float32]]:
+    """The wanted weights as float32; a name that ends in ``^T`` is the transpose of a stored one."""
+    found = {}
+    try:
+        with safe_open(path, framework="np") as file:
+            stored = set(file.keys())
+            for name, shape in wanted.items():
+                key = name.removesuffix(TRANSPOSED)
+                if key not in stored:
+                    raise ArtifactError(f"{path}: has no weight {key!r}, which the graph needs; export the model again")
+                array = file.get_tensor(key).astype(np.float32)
+                found[name] = np.ascontiguousarray(array.T if name.endswith(TRANSPOSED) else array)
+                if found[name].shape != shape:
+                    raise ArtifactError(
+                        f"{path}: weight {key!r} has shape {found[name].shape}, the graph needs {shape}; "
+                        "export the model again"
+                    )
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path}: not readable as safetensors ({error}); the file is damaged") from None
+    return found

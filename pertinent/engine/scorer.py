@@ -1,0 +1,267 @@
+"""The scorer that users hold: texts in, calibrated probabilities out.
+
+>>> from pertinent.engine.scorer import Scorer
+>>> scorer = Scorer.load("runs/model")                                   # doctest: +SKIP
+>>> scorer.score("wireless earbuds", ["Bluetooth earbuds", "Tea pot"])   # doctest: +SKIP
+array([0.93, 0.02], dtype=float32)
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pertinent.artifact import Artifact, open_artifact
+from pertinent.engine.backends import Backend, open_backend
+from pertinent.engine.batching import plan
+from pertinent.engine.golden import GOLDEN_FILE, GOLDEN_TOLERANCE, golden_difference, read_golden
+from pertinent.engine.index import ItemIndex
+from pertinent.engine.probability import CALIBRATION_FILE, Curve, probability_curve
+from pertinent.errors import ArtifactError, DataError, ScoringError, shorten
+from pertinent.lexicon.pairs import PairTokenizer, item_text
+from pertinent.models.store import load_pairs, model_settings
+from pertinent.records import Item, Pair, Scored, TokenRows
+
+# Pairs whose tokens are held at once; more are scored in turns.
+CHUNK = 16_384
+
+
+def shipped_folder() -> Path:
+    """Where the model that comes with the package lies."""
+    return Path(__file__).resolve().parents[1] / "shipped"
+
+
+class Scorer:
+    """A relevance model ready to score; safe to use from several threads at once.
+
+    A score depends on the query and the one title only, never on the other titles of the call.
+    ``name`` is the model folder's, ``version`` its content's; both are empty for a bare backend.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        pairs: PairTokenizer,
+        curve: Curve | None = None,
+        name: str = "",
+        version: str = "",
+    ) -> None:
+        self.backend = backend
+        self.pairs = pairs
+        self.name = name
+        self.version = version
+        self._curve = curve if curve is not None else probability_curve(None)
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path | None = None,
+        backend: str | None = None,
+        threads: int | None = None,
+        check_golden: bool = True,
+    ) -> Self:
+        """The scorer of a model folder; None is the model that comes with the package.
+
+        ``backend`` is ``torch``, ``onnx`` or ``onnx-int8``; None takes ONNX where the model has a
+        graph. ``threads`` is the number of cores to use, None all of them. Raises ArtifactError for
+        a damaged model, or one whose golden scores come out different here.
+        """
+        artifact = open_artifact(shipped_folder() if path is None else path, kind="model")
+        pairs = load_pairs(artifact)
+        _check_sizes(artifact, pairs)
+        curve = probability_curve(artifact.json(CALIBRATION_FILE) if artifact.has(CALIBRATION_FILE) else None)
+        opened = open_backend(artifact, backend, threads)
+        scorer = cls(opened, pairs, curve, artifact.path.resolve().name, artifact.version)
+        if check_golden and artifact.has(GOLDEN_FILE):
+            scorer._check_golden(artifact.file(GOLDEN_FILE))
+        return scorer
+
+    def score(self, query: str, titles: Sequence[str | None]) -> NDArray[np.float32]:
+        """Probabilities of being relevant, float32 ``[n]``, in the order of the titles.
+
+        A title that is None or blank is scored as blank text. No titles give an empty array.
+        """
+        return self._curve(self.logits(query, titles))
+
+    def logits(self, query: str, titles: Sequence[str | None]) -> NDArray[np.float32]:
+        """What ``score`` calibrates: the log odds the network itself gives, float32 ``[n]``."""
+        texts = _texts(titles, "titles")
+        query_rows = self.pairs.encode_queries(_texts([query], "query"))
+        logits = np.zeros(len(texts), dtype=np.float32)
+        for start in range(0, len(texts), CHUNK):
+            items = self.pairs.encode_items(texts[start : start + CHUNK])
+            rows = np.arange(len(items))
+            logits[start : start + len(rows)] = self._run(query_rows, np.zeros_like(rows), items, rows)
+        return logits
+
+    def score_pairs(self, pairs: Sequence[Pair | tuple[str, str]]) -> NDArray[np.float32]:
+        """Probabilities of any queries with any titles, float32 ``[n]``, in the order of the pairs."""
+        return self._curve(self.pair_logits(pairs))
+
+    def pair_logits(self, pairs: Sequence[Pair | tuple[str, str]]) -> NDArray[np.float32]:
+        """What ``score_pairs`` calibrates, float32 ``[n]``. Equal texts are tokenized once a chunk."""
+        logits = np.zeros(len(pairs), dtype=np.float32)
+        for start in range(0, len(pairs), CHUNK):
+            chunk = pairs[start : start + CHUNK]
+            queries, query_rows = _distinct(_texts([pair[0] for pair in chunk], "queries"))
+            titles, item_rows = _distinct(_texts([pair[1] for pair in chunk], "titles"))
+            encoded = self.pairs.encode_queries(queries), query_rows, self.pairs.encode_items(titles), item_rows
+            logits[start : start + len(chunk)] = self._run(*encoded)
+        return logits
+
+    def score_index(self, query: str, index: ItemIndex, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """Probabilities of indexed items by row number, float32 ``[rows]``; None is every row.
+
+        Only the query is tokenized.
+        """
+        index.check(self.pairs)
+        query_rows = self.pairs.encode_queries(_texts([query], "query"))
+        if rows is None:
+            rows = np.arange(len(index))
+        rows = index.checked_rows(rows)
+        logits = np.zeros(len(rows), dtype=np.float32)
+        for start in range(0, len(rows), CHUNK):
+            items = index.tokens.take(rows[start : start + CHUNK])
+            local = np.arange(len(items))
+            logits[start : start + len(local)] = self._run(query_rows, np.zeros_like(local), items, local)
+        return self._curve(logits)
+
+    def rank(
+        self, query: str, items: Sequence[Item | str | Mapping[str, Any]] | ItemIndex, top: int | None = 10
+    ) -> list[Scored]:
+        """The best items, best first; equal scores keep the order given. ``top=None`` gives all.
+
+        Items are records, titles, or mappings with ``title`` (and ``item_id``), or an ``ItemIndex``.
+        Where no id is given, the place in the list is the id.
+        """
+        if top is not None and top < 0:
+            raise DataError(f"top is {top}", fix="give 0 or more, or None for all items")
+        if isinstance(items, ItemIndex):
+            scores = self.score_index(query, items)
+            best = _best(scores, top)
+            cut = items.tokens.truncated[best]
+            found = items.items(best)
+        else:
+            records = [_item(item, place) for place, item in enumerate(_listed(items))]
+            titles = [item_text(record) for record in records]
+            scores = self.score(query, titles)
+            best = _best(scores, top)
+            found = [records[row] for row in best]
+            cut = self.pairs.encode_items([titles[row] for row in best]).truncated
+        return [
+            Scored(item, float(scores[row]), self.name, bool(was_cut))
+            for item, row, was_cut in zip(found, best, cut, strict=True)
+        ]
+
+    def close(self) -> None:
+        """End the worker threads; the scorer starts new ones when it is used again."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown()
+
+    def _run(
+        self, queries: TokenRows, query_rows: NDArray[np.int64], items: TokenRows, item_rows: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        workers = self.backend.workers
+        query_lengths = queries.lengths[query_rows] + 2  # [CLS] and [SEP]
+        item_lengths = items.lengths[item_rows] + 1  # [SEP]
+        batches = plan(query_lengths, item_lengths, workers=workers)
+
+        def forward(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+            return self.backend.forward(self.pairs.assemble(queries, query_rows[rows], items, item_rows[rows]))
+
+        logits = np.zeros(len(query_rows), dtype=np.float32)
+        results = map(forward, batches) if workers == 1 or len(batches) < 2 else self._workers().map(forward, batches)
+        for rows, result in zip(batches, results, strict=True):
+            logits[rows] = result
+        _check_finite(logits, self.name or self.backend.name)
+        return logits
+
+    def _workers(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self.backend.workers, thread_name_prefix="pertinent")
+            return self._pool
+
+    def _check_golden(self, path: Path) -> None:
+        pairs, wanted = read_golden(path, self.backend.name)
+        difference = golden_difference(self.pair_logits(pairs), wanted)
+        if not difference <= GOLDEN_TOLERANCE:
+            raise ArtifactError(
+                f"{path}: the golden scores differ by {difference:.2g} with the backend {self.backend.name!r} on this "
+                f"machine, at most {GOLDEN_TOLERANCE} is allowed; try another backend, or copy the model again"
+            )
+
+
+def _check_sizes(artifact: Artifact, pairs: PairTokenizer) -> None:
+    network = model_settings(artifact)["network"]
+    positions = network.get("max_positions")
+    if positions is not None and pairs.config.length > positions:
+        raise ArtifactError(
+            f"{artifact.path}: pairs have {pairs.config.length} tokens but the model has {positions} positions; "
+            "layout and weights come from different models"
+        )
+
+
+def _check_finite(logits: NDArray[np.float32], name: str) -> None:
+    broken = int(np.count_nonzero(~np.isfinite(logits)))
+    if broken:
+        raise ScoringError(
+            f"{broken} of {len(logits)} scores of {name} are not finite; the weights are damaged or overflow: "
+            "copy or train the model again"
+        )
+
+
+def _texts(values: Sequence[str | None], what: str) -> list[str]:
+    """Texts as a list, None as blank; anything else is refused with its place."""
+    texts = []
+    for place, value in enumerate(_listed(values)):
+        if value is None:
+            value = ""
+        elif not isinstance(value, str):
+            spot = what if what == "query" else f"{what}[{place}]"
+            raise DataError(f"{spot} is {type(value).__name__} {shorten(value)}", fix="give text")
+        texts.append(value)
+    return texts
+
+
+def _listed(values: Any) -> Any:
+    if isinstance(values, (str, bytes, Mapping)):
+        raise DataError(f"a list of titles is needed, got one {type(values).__name__}", fix="put it in a list")
+    return values
+
+
+def _distinct(texts: list[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """Each text once, and for every given text the place of its like."""
+    places: dict[str, int] = {}
+    rows = np.array([places.setdefault(text, len(places)) for text in texts], dtype=np.int64)
+    return list(places), rows
+
+
+def _best(scores: NDArray[np.float32], top: int | None) -> NDArray[np.int64]:
+    order: NDArray[np.int64] = np.argsort(-scores, kind="stable")
+    return order if top is None else order[:top]
+
+
+def _item(value: Item | str | Mapping[str, Any] | None, place: int) -> Item:
+    if isinstance(value, Item):
+        return value
+    if isinstance(value, Mapping):
+        if "title" not in value:
+            raise DataError(
+                f"items[{place}] has no 'title', it has {', '.join(map(str, value)) or 'nothing'}",
+                fix="give the item's text under 'title'",
+            )
+        title, item_id = value["title"], value.get("item_id", place)
+    else:
+        title, item_id = value, place
+    return Item(str(item_id), _texts([title], f"items[{place}].title")[0])

@@ -1,0 +1,78 @@
+"""Tiny models that every test may use: real WordPiece, real networks, small enough for milliseconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+from pertinent.artifact import Artifact, open_artifact, write_artifact
+from pertinent.lexicon.pairs import PairConfig, PairTokenizer
+
+TINY_WORDS = """
+    wireless earbuds bluetooth headphones noise cancelling case usb cable charger phone screen protector steel
+    coffee mug tea pot green water bottle shoes men women black white red size pack of for with and the in to 2 3
+    """.split()
+TINY_SIZES = {"hidden_size": 16, "layers": 2, "heads": 2, "feed_forward_size": 32, "max_positions": 64, "dropout": 0.1}
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Tokenizer:
+    """An uncased BERT-style WordPiece tokenizer: some words, and every letter and digit."""
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789éüñß日本語иям.,-!'&/"
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters), *TINY_WORDS]
+    vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_pairs(tiny_tokenizer: Tokenizer) -> PairTokenizer:
+    """The default layout: 16 tokens of query, 36 of title, fixed block positions."""
+    return PairTokenizer(tiny_tokenizer, PairConfig())
+
+
+def make_network(name: str, vocabulary_size: int, seed: int = 0, **settings: Any) -> Any:
+    """A tiny network of a kind in ``MODELS``, weights drawn wide enough that scores differ."""
+    import torch
+
+    from pertinent.models.store import build_network, model_config
+
+    known = {key: value for key, value in TINY_SIZES.items() if key in model_config(name).model_fields}
+    random = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    network = build_network({"type": name, "vocabulary_size": vocabulary_size, **known, **settings})
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    torch.random.set_rng_state(random)
+    return network.eval()
+
+
+def make_artifact(folder: Path, network: Any, pairs: PairTokenizer, dtype: Any = "float32", graph: bool = True) -> Artifact:
+    """A model folder, with its ONNX graph unless ``graph`` is False."""
+    from pertinent.engine.export import write_graph
+    from pertinent.models.store import save_network
+
+    with write_artifact(folder, "model", {}) as aside:
+        save_network(aside, network, pairs, dtype)
+        if graph:
+            write_graph(network, aside)
+    return open_artifact(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_network(tiny_pairs: PairTokenizer) -> Any:
+    """A two-layer ei-SRC network in evaluation mode. Shared: copy it before changing it."""
+    return make_network("ei_src", tiny_pairs.vocabulary_size)
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tmp_path_factory: pytest.TempPathFactory, tiny_network: Any, tiny_pairs: PairTokenizer) -> Artifact:
+    """A model folder of the tiny network, float32, with ``graph.onnx``. Shared: never write into it."""
+    return make_artifact(tmp_path_factory.mktemp("tiny") / "model", tiny_network, tiny_pairs)
