@@ -29,7 +29,7 @@ DATASETS: dict[str, str] = {
 }
 KAGGLE = "rules of the Kaggle competition: for taking part and research; no redistribution"
 _ESCI_SQL = """
-    SELECT e.query, e.product_id, e.product_locale, e.esci_label, e.split, p.product_title,
+    SELECT e.query, e.product_id, e.product_locale, e.esci_label, e.split, p.product_id AS found, p.product_title,
            p.product_description, p.product_bullet_point, p.product_brand, p.product_color
     FROM read_parquet($examples) e
     LEFT JOIN read_parquet($products) p USING (product_locale, product_id)
@@ -86,7 +86,9 @@ def esci(path: str | Path, locale: str | None = None, version: str = "small") ->
     items: dict[str, Item] = {}
     judgments = []
     for row, cells in enumerate(rows):
-        query, product, place, label, split, title, description, bullets, brand, color = cells
+        query, product, place, label, split, found, title, description, bullets, brand, color = cells
+        if found is None:
+            raise table.wrong(row, "product_id", "is not among the products", "get the files of one release")
         item_id = product if locale else f"{place}:{product}"
         attributes = {"bullet_points": bullets, "color": color, "locale": place}
         item = Item(item_id, title or "", description, brand, None, {k: v for k, v in attributes.items() if v})
@@ -108,6 +110,7 @@ def wands(path: str | Path) -> PublicData:
     queries = texts_by_id(read_file(folder / "query.csv"), "query_id", "query")
     classes = texts_by_id(read_file(folder / "query.csv"), "query_id", "query_class")
     hierarchy = "category hierarchy" if products.has("category hierarchy") else "category_hierarchy"
+    titles = products.texts("product_name")
     items = {}
     for row in range(len(products)):
         cell = {name: products.text(row, name) for name in products.columns}
@@ -116,7 +119,7 @@ def wands(path: str | Path) -> PublicData:
         attributes = {name.strip(): value.strip() for name, value in pairs if name.strip() and value.strip()}
         item_id = products.need_text(row, "product_id")
         category = cell.get(hierarchy) or cell.get("product_class")
-        title = cell["product_name"] or ""
+        title = titles[row] or ""
         items[item_id] = Item(item_id, title, cell.get("product_description"), None, category, attributes)
     judgments = []
     for row in range(len(labels)):

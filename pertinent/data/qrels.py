@@ -115,12 +115,12 @@ def _documents(path: Path) -> Iterator[Item]:
     if "<DOC>" not in text:
         for line in text.splitlines():
             item_id, title, body = (*line.split("\t", 2), "", "")[:3]
-            yield Item(item_id.strip(), title.strip() or body.strip(), body.strip() or None)
+            yield Item(item_id.strip(), title.strip(), body.strip() or None)
         return
     for record in re.findall(r"<DOC>(.*?)</DOC>", text, re.DOTALL):
         fields = {name: " ".join(body.split()) for name, body in re.findall(r"<(\w+)>(.*?)</\1>", record, re.DOTALL)}
         title, body = fields.get("TITLE", ""), fields.get("TEXT", "")
-        yield Item(fields.get("DOCNO", ""), title or body, body or None)
+        yield Item(fields.get("DOCNO", ""), title or body, body if title else None)
 
 
 def _json_documents(table: Table) -> Iterator[Item]:

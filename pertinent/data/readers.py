@@ -58,26 +58,22 @@ def read_items(path: str | Path, rename: Mapping[str, str] | None = None) -> lis
 
 def items_of(table: Table) -> list[Item]:
     """The items of a table; see `read_items`."""
-    for name, required in ITEM_COLUMNS.items():
-        if required:
-            table.column(name)
-    optional = [name for name in ("description", "brand", "category", "image") if table.has(name)]
-    extra = [
-        (name, values)
-        for name, values in table.columns.items()
-        if name not in ITEM_COLUMNS and not any(isinstance(v, (list, dict, tuple, bytes)) for v in values[:100])
-    ]
-    items, seen = [], dict[str, int]()
-    for row in range(len(table)):
-        item_id = table.need_text(row, "item_id")
+    ids, titles = table.need_texts("item_id"), table.need_texts("title")
+    none = [None] * len(table)
+    optional = ("description", "brand", "category", "image")
+    texts = [table.texts(name) if table.has(name) else none for name in optional]
+    attributes = _attributes(table)
+    seen = dict[str, int]()
+    for row, item_id in enumerate(ids):
         if seen.setdefault(item_id, row) != row:
             first = table.lines[seen[item_id]]
             raise table.wrong(row, "item_id", f"is on line {first} already", "give every item an id of its own")
-        attributes = {name: text for name, values in extra if (text := plain(values[row]))}
-        attributes |= _attributes(table, row) if table.has("attributes") else {}
-        texts: dict[str, Any] = {name: table.text(row, name) for name in optional}
-        items.append(Item(item_id, table.need_text(row, "title"), attributes=attributes, **texts))
-    return items
+    return [
+        Item(item_id, title, description, brand, category, own, image)
+        for item_id, title, own, description, brand, category, image in zip(
+            ids, titles, attributes, *texts, strict=True
+        )
+    ]
 
 
 def read_judgments(
@@ -113,26 +109,24 @@ def judgments_of(
         raise table.missing("title", "it is needed, or a column 'item_id' together with a file of items")
     if not table.has("title") and items is None:
         raise table.missing("title", "give the file of items too, so that 'item_id' leads to a title")
-    titles = None if items is None else {item.item_id: item.title for item in items}
-    grades, labels = _grades(table, scale), table.column_or_none("label")
-    segment = next((name for name in SEGMENT_COLUMNS if table.has(name)), None)
-    judgments = []
-    for row in range(len(table)):
-        item_id = table.need_text(row, "item_id") if table.has("item_id") else None
-        title = _title(table, row, item_id, titles)
-        judgments.append(
-            Judgment(
-                table.need_text(row, "query"),
-                item_id if item_id is not None else hashlib.md5(title.encode("utf-8", "replace")).hexdigest()[:16],
-                grades[row],
-                title,
-                label=plain(labels[row]) or None,
-                split=_split(table, row) if table.has("split") else None,
-                rater=table.text(row, "rater") if table.has("rater") else None,
-                segment=table.text(row, segment) if segment else None,
-                frequency=_frequency(table, row) if table.has("frequency") else None,
-            )
+    none = [None] * len(table)
+    segment = next((name for name in SEGMENT_COLUMNS if table.has(name)), "segment")
+    titles = _titles(table, items)
+    judgments = [
+        Judgment(*cells)
+        for cells in zip(
+            table.need_texts("query"),
+            table.need_texts("item_id") if table.has("item_id") else map(_made_id, titles),
+            _grades(table, scale),
+            titles,
+            [plain(label) or None for label in table.column_or_none("label")],
+            _splits(table) if table.has("split") else none,
+            table.texts("rater") if table.has("rater") else none,
+            table.texts(segment) if table.has(segment) else none,
+            _frequencies(table),
+            strict=True,
         )
+    ]
     return _once(judgments, table, conflicts) if table.has("item_id") else _numbered(judgments)
 
 
@@ -163,42 +157,62 @@ def _grades(table: Table, scale: str | None) -> list[float]:
     return [known[plain(label)] for label in labels]
 
 
-def _title(table: Table, row: int, item_id: str | None, titles: Mapping[str, str] | None) -> str:
-    title = table.text(row, "title") if table.has("title") else None
-    if title is None and item_id is not None and titles is not None:
-        if item_id not in titles:
-            raise table.wrong(
-                row, "item_id", f"is not among the {len(titles)} items", "add the item, or its title here"
-            )
-        return titles[item_id]
-    return title if title is not None else table.need_text(row, "title")
+def _titles(table: Table, items: Sequence[Item] | None) -> list[str]:
+    if not table.has("item_id") or items is None:
+        return table.need_texts("title")
+    own = table.texts("title") if table.has("title") else [None] * len(table)
+    known = {item.item_id: item.title for item in items}
+    titles = []
+    for row, (title, item_id) in enumerate(zip(own, table.texts("item_id"), strict=True)):
+        if title is None and item_id not in known:
+            fix = "add the item, or its title here"
+            raise table.wrong(row, "item_id", f"is not among the {len(known)} items", fix)
+        titles.append(title if title is not None else known[item_id or ""])
+    return titles
 
 
-def _split(table: Table, row: int) -> Split | None:
-    word = table.text(row, "split")
-    if word is not None and word.lower() not in SPLIT_WORDS:
-        raise table.wrong(row, "split", "is not a split", "allowed: train, valid, test, or nothing")
-    return None if word is None else SPLIT_WORDS[word.lower()]
+def _made_id(title: str) -> str:
+    return hashlib.md5(title.encode("utf-8", "replace"), usedforsecurity=False).hexdigest()[:16]
 
 
-def _frequency(table: Table, row: int) -> float | None:
-    if table.columns["frequency"][row] is None:
-        return None
-    return table.number(row, "frequency", 0.0, 1e18, "give how often the query is asked, or nothing")
+def _splits(table: Table) -> list[Split | None]:
+    words = [word.lower() if word else None for word in table.texts("split")]
+    for row, word in enumerate(words):
+        if word is not None and word not in SPLIT_WORDS:
+            raise table.wrong(row, "split", "is not a split", "allowed: train, valid, test, or nothing")
+    return [None if word is None else SPLIT_WORDS[word] for word in words]
 
 
-def _attributes(table: Table, row: int) -> dict[str, str]:
-    value = table.columns["attributes"][row]
+def _frequencies(table: Table) -> list[float | None]:
+    fix = "give how often the query is asked, or nothing"
+    cells = table.column_or_none("frequency")
+    return [None if c is None else table.number(row, "frequency", 0.0, 1e18, fix) for row, c in enumerate(cells)]
+
+
+def _attributes(table: Table) -> list[dict[str, str]]:
+    attributes: list[dict[str, str]] = [{} for _ in range(len(table))]
+    for name, values in table.columns.items():
+        if name in ITEM_COLUMNS or any(isinstance(v, (list, dict, tuple, bytes)) for v in values):
+            continue
+        for row, value in enumerate(values):
+            if value is not None and (text := plain(value)):
+                attributes[row][name] = text
+    for row, value in enumerate(table.column_or_none("attributes")):
+        if value is not None:
+            named = _named(table, row, value)
+            attributes[row] |= {str(name): text for name, v in named.items() if (text := _joined(v))}
+    return attributes
+
+
+def _named(table: Table, row: int, value: object) -> dict[Any, Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except (json.JSONDecodeError, RecursionError):
             raise table.wrong(row, "attributes", "is not JSON", 'give an object such as {"color": "red"}') from None
-    if value is None:
-        return {}
     if not isinstance(value, dict):
         raise table.wrong(row, "attributes", "is not an object", 'give an object such as {"color": "red"}')
-    return {str(name): text for name, v in value.items() if (text := _joined(v))}
+    return value
 
 
 def _joined(value: object) -> str:

@@ -102,6 +102,17 @@ class Table:
             raise self.wrong(row, column, f"has more than {MAX_FIELD_CHARACTERS:,} characters", "shorten it")
         return text or None
 
+    def texts(self, column: str) -> list[str | None]:
+        """A whole column as `text` gives its cells."""
+        return [
+            (value.strip() or None) if type(value) is str and len(value) < 1_000_000 else self.text(row, column)
+            for row, value in enumerate(self.column(column))
+        ]
+
+    def need_texts(self, column: str) -> list[str]:
+        """A whole column as `need_text` gives its cells."""
+        return [text or self.need_text(row, column) for row, text in enumerate(self.texts(column))]
+
     def need_text(self, row: int, column: str) -> str:
         """A cell as text. Raises DataError where it is empty."""
         text = self.text(row, column)
@@ -132,7 +143,8 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     names = list(names)
     inside = [n for n in names if name in n.lower() or (len(n) > 1 and n.lower() in name)]
     close = difflib.get_close_matches(name, names, n=1)
-    return (close + inside + [None])[0]
+    alike = [n for n in names if set(name.split("_")) & set(n.lower().split("_"))]
+    return next(iter(close + inside + alike), None)
 
 
 def plain(value: object) -> str:
