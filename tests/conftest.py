@@ -11,10 +11,11 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from pertinent.artifact import Artifact, open_artifact, write_artifact
 from pertinent.lexicon.pairs import PairConfig, PairTokenizer
 
-TINY_WORDS = """
+_WORDS = """
     wireless earbuds bluetooth headphones noise cancelling case usb cable charger phone screen protector steel
     coffee mug tea pot green water bottle shoes men women black white red size pack of for with and the in to 2 3
-    """.split()
+"""
+TINY_WORDS = _WORDS.split()
 TINY_SIZES = {"hidden_size": 16, "layers": 2, "heads": 2, "feed_forward_size": 32, "max_positions": 64, "dropout": 0.1}
 
 
@@ -54,7 +55,9 @@ def make_network(name: str, vocabulary_size: int, seed: int = 0, **settings: Any
     return network.eval()
 
 
-def make_artifact(folder: Path, network: Any, pairs: PairTokenizer, dtype: Any = "float32", graph: bool = True) -> Artifact:
+def make_artifact(
+    folder: Path, network: Any, pairs: PairTokenizer, dtype: Any = "float32", graph: bool = True
+) -> Artifact:
     """A model folder, with its ONNX graph unless ``graph`` is False."""
     from pertinent.engine.export import write_graph
     from pertinent.models.store import save_network
@@ -64,6 +67,18 @@ def make_artifact(folder: Path, network: Any, pairs: PairTokenizer, dtype: Any =
         if graph:
             write_graph(network, aside)
     return open_artifact(folder)
+
+
+@pytest.fixture(scope="session")
+def network_maker() -> Any:
+    """``make_network``, for tests that need a network of another kind or seed."""
+    return make_network
+
+
+@pytest.fixture(scope="session")
+def artifact_maker() -> Any:
+    """``make_artifact``, for tests that need a model folder of their own."""
+    return make_artifact
 
 
 @pytest.fixture(scope="session")

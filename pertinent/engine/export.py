@@ -14,7 +14,7 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,11 +28,12 @@ from pertinent.config import Config
 from pertinent.engine.backends import available_cores
 from pertinent.engine.golden import GOLDEN_FILE
 from pertinent.engine.graph import GRAPH_FILE, INT8_GRAPH_FILE, TRANSPOSED
-from pertinent.engine.onnx_backend import OnnxBackend, OnnxInt8Backend, open_session
+from pertinent.engine.onnx_backend import OnnxBackend, OnnxInt8Backend, open_session, read_weights
 from pertinent.engine.scorer import Scorer, shipped_folder
 from pertinent.engine.torch_backend import TorchBackend
 from pertinent.errors import ArtifactError, DataError, need
 from pertinent.models.store import WEIGHTS_FILE, load_network
+from pertinent.models.weights import load_weights
 from pertinent.records import MODEL_INPUTS, Judgment, Pair, TokenBatch
 
 _log = logging.getLogger(__name__)
@@ -93,21 +94,25 @@ def write_graph(network: Any, folder: str | Path) -> float:
     folder = Path(folder)
     network = _as_saved(network, folder)
     model = _trace(network)
-    _externalize(model, network)
+    _externalize(model, _stored_weights(folder))
     return _keep_if_equal(model, network, folder)
 
 
-def write_int8_graph(network: Any, folder: str | Path) -> None:
-    """Write ``graph.int8.onnx``: matrix products in 8 bits, scales taken from each batch.
+def write_int8_graph(folder: str | Path) -> None:
+    """Write ``graph.int8.onnx`` from ``graph.onnx``: matrix products in 8 bits, scales taken from each batch.
 
     Word vectors stay in ``model.safetensors``. Whether the result is good enough is for
     ``int8_gate`` to say.
     """
     folder = Path(folder)
     onnx = need("onnx", extra="train")
-    network = _as_saved(network, folder)
-    model = _trace(network)
     quantize = need("onnxruntime.quantization", extra="train").quantize_dynamic
+    model = onnx.load(folder / GRAPH_FILE, load_external_data=False)
+    shapes = {t.name: tuple(t.dims) for t in model.graph.initializer if t.data_location == t.EXTERNAL}
+    weights = read_weights(folder / WEIGHTS_FILE, shapes)
+    for tensor in model.graph.initializer:
+        if tensor.name in weights:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(weights[tensor.name], tensor.name))
     with tempfile.TemporaryDirectory(dir=folder) as work, _quiet():
         source, target = Path(work, "float.onnx"), Path(work, "int8.onnx")
         onnx.save(model, source)
@@ -115,7 +120,7 @@ def write_int8_graph(network: Any, folder: str | Path) -> None:
         quantize(source, target, op_types_to_quantize=["MatMul"], per_channel=True, reduce_range=True)
         model = onnx.load(target)
     del model.metadata_props[:]
-    _externalize(model, network)
+    _externalize(model, _stored_weights(folder))
     (folder / INT8_GRAPH_FILE).write_bytes(model.SerializeToString())
     open_session(folder / INT8_GRAPH_FILE, folder / WEIGHTS_FILE)  # refuses what it could not serve
 
@@ -139,7 +144,7 @@ def export(config: ExportConfig, judgments: Sequence[Judgment]) -> Artifact:
             shutil.copyfile(artifact.path / name, folder / name)
         metrics["onnx_difference"] = write_graph(network, folder)
         if config.int8:
-            write_int8_graph(network, folder)
+            write_int8_graph(folder)
             gate = int8_gate(folder, pairs, judgments, config)
             metrics["int8"] = gate.plain()
             if not gate.passed:
@@ -231,15 +236,18 @@ def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray((ends - (counts - 1) / 2)[where], dtype=np.float64)
 
 
-def _as_saved(network: Any, folder: Path) -> Any:
-    """A copy of the network with the weights that are on disk, which may be rounded to float16."""
+def _stored_weights(folder: Path) -> dict[str, NDArray[Any]]:
+    """The saved weights by name, float32 where they are floats."""
     if not (folder / WEIGHTS_FILE).is_file():
         raise ArtifactError(f"{folder}: has no {WEIGHTS_FILE}; save the network before its graph")
-    from safetensors.torch import load_file
+    return load_weights(folder / WEIGHTS_FILE)
 
-    saved = load_file(folder / WEIGHTS_FILE)
+
+def _as_saved(network: Any, folder: Path) -> Any:
+    """A copy of the network with the weights that are on disk, which may be rounded to float16."""
+    torch = need("torch", extra="train")
     network = copy.deepcopy(network).to("cpu").eval()
-    network.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in saved.items()})
+    network.load_state_dict({key: torch.from_numpy(value) for key, value in _stored_weights(folder).items()})
     return network
 
 
@@ -249,7 +257,7 @@ def _trace(network: Any) -> Any:
     need("onnxscript", extra="train")
     from pertinent.models.blocks import relevance_logit
 
-    class Relevance(torch.nn.Module):  # type: ignore[name-defined, misc]
+    class Relevance(torch.nn.Module):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.network = network
@@ -282,16 +290,16 @@ def _trace(network: Any) -> Any:
     return model
 
 
-def _externalize(model: Any, network: Any) -> None:
+def _externalize(model: Any, weights: Mapping[str, NDArray[Any]]) -> None:
     """Empty every initializer that equals a stored weight, as it is or transposed, and name it so."""
     onnx = need("onnx", extra="train")
     stored: dict[str, str] = {}
-    for key, value in network.state_dict().items():
-        array = value.numpy()
-        stored.setdefault(_digest(array), key)
+    for weight, array in weights.items():
+        stored.setdefault(_digest(array), weight)
         if array.ndim == 2:
-            stored.setdefault(_digest(array.T), key + TRANSPOSED)
-    renamed, kept = {}, []
+            stored.setdefault(_digest(array.T), weight + TRANSPOSED)
+    renamed: dict[str, str] = {}
+    kept = []
     for tensor in model.graph.initializer:
         key = None
         if tensor.data_type == onnx.TensorProto.FLOAT and int(np.prod(tensor.dims)) >= _EXTERNAL_FROM:

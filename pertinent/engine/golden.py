@@ -27,7 +27,9 @@ def read_golden(path: Path, backend: str) -> tuple[list[Pair], NDArray[np.float6
         logits = content["logits"]
         wanted = np.array(logits.get(backend, logits["float32"]), dtype=np.float64)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"{path}: not golden scores ({type(error).__name__} {error}); copy the model again") from None
+        raise ArtifactError(
+            f"{path}: not golden scores ({type(error).__name__} {error}); copy the model again"
+        ) from None
     if wanted.shape != (len(pairs),):
         raise ArtifactError(f"{path}: has {len(pairs)} pairs but {wanted.size} logits; copy the model again")
     return pairs, wanted

@@ -22,16 +22,15 @@ _FLOAT = 1  # TensorProto.DataType.FLOAT
 
 # What an encoder needs, in fp32 and int8: arithmetic, shapes and look-ups. No control flow, no
 # text, no random numbers, nothing that reads a file.
-ALLOWED_OPS = frozenset(
-    """
+_ALLOWED = """
     Abs Add And Attention Cast CastLike Ceil Clip Concat Constant ConstantOfShape CumSum DequantizeLinear Div
     DynamicQuantizeLinear Einsum Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm
     Greater GreaterOrEqual Identity IsInf IsNaN LayerNormalization Less LessOrEqual Log LogSoftmax LpNormalization
     MatMul MatMulInteger Max Mean Min Mul Neg Not Or Pow QuantizeLinear Range Reciprocal ReduceL2 ReduceMax
     ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape RMSNormalization Shape Sigmoid Sign
     Size Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Tanh Tile TopK Transpose Trilu Unsqueeze Where Xor
-    """.split()
-)  # fmt: skip
+"""
+ALLOWED_OPS = frozenset(_ALLOWED.split())
 
 
 @dataclass(slots=True)
@@ -177,7 +176,8 @@ def _initializer(message: memoryview, summary: GraphSummary, source: str) -> Non
 
 
 def _tensor(message: memoryview) -> tuple[str, tuple[int, ...], int, bool]:
-    name, shape, kind, external = "", [], 0, False
+    name, kind, external = "", 0, False
+    shape: list[int] = []
     for number, value in fields(message):
         if number == 1:
             shape.extend(_numbers(value))

@@ -230,7 +230,7 @@ def _write(items: Iterable[Item], pairs: PairTokenizer, folder: Path, config: In
     digests: list[NDArray[np.uint64]] = []
     ends = {"token": 0, "id": 0, "title": 0}
     with ExitStack() as stack:
-        parts = {name: stack.enter_context(open(folder / f".{name}", "w+b")) for name in _ARRAYS}
+        parts: dict[str, IO[bytes]] = {name: stack.enter_context(open(folder / f".{name}", "w+b")) for name in _ARRAYS}
         for kind in ends:
             parts[f"{kind}_offsets"].write(np.zeros(1, dtype="<i8").tobytes())
         for chunk in _shown(_chunks(items, config.chunk), config.progress):

@@ -19,6 +19,7 @@ from pertinent.artifact import Artifact
 from pertinent.engine.graph import GRAPH_FILE, INT8_GRAPH_FILE, TRANSPOSED, check_graph
 from pertinent.errors import ArtifactError
 from pertinent.models.store import WEIGHTS_FILE
+from pertinent.models.weights import read_weight, weight_names
 from pertinent.records import MODEL_INPUTS, TokenBatch
 
 
@@ -93,12 +94,12 @@ def read_weights(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[str,
     found = {}
     try:
         with safe_open(path, framework="np") as file:
-            stored = set(file.keys())
+            stored = weight_names(file)
             for name, shape in wanted.items():
                 key = name.removesuffix(TRANSPOSED)
                 if key not in stored:
                     raise ArtifactError(f"{path}: has no weight {key!r}, which the graph needs; export the model again")
-                array = file.get_tensor(key).astype(np.float32)
+                array = read_weight(file, key)
                 found[name] = np.ascontiguousarray(array.T if name.endswith(TRANSPOSED) else array)
                 if found[name].shape != shape:
                     raise ArtifactError(

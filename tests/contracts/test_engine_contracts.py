@@ -1,0 +1,169 @@
+"""Laws that every network in MODELS keeps on every backend in BACKENDS. New ones join by themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pertinent.artifact import Artifact, open_artifact, write_artifact
+from pertinent.engine.backends import BACKENDS, open_backend
+from pertinent.engine.export import spearman, write_graph, write_int8_graph
+from pertinent.engine.scorer import Scorer
+from pertinent.lexicon.pairs import PairConfig, PairTokenizer
+from pertinent.models import MODELS
+from pertinent.models.store import load_network, save_network
+
+QUERY = "wireless earbuds"
+TITLES = [
+    "Wireless Bluetooth Earbuds, noise cancelling",
+    "usb cable 2 m",
+    "",
+    "ＵＳＢ　Kabel für Telefon – größe 3",
+    "日本語 無線 イヤホン \U0001f3a7",
+    "наушники беспроводные",
+    "coffee mug " * 200,
+    "coffee mug",
+    "coffee mug",
+    "[SEP] [CLS] [MASK]",
+    "\x00\ud800\u200b",
+]
+# int8 scales follow the largest value of a batch, so its scores may move a little with the batch.
+TOLERANCE = {"onnx-int8": 0.08}
+
+
+@pytest.fixture(scope="session", params=sorted(MODELS))
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_pairs: PairTokenizer) -> Any:
+    """Network and model folder, with all graph files, of each kind of network."""
+    network = request.getfixturevalue("network_maker")(request.param, tiny_pairs.vocabulary_size)
+    folder = tmp_path_factory.mktemp(request.param) / "model"
+    with write_artifact(folder, "model", {}) as aside:
+        save_network(aside, network, tiny_pairs)
+        write_graph(network, aside)
+        write_int8_graph(aside)
+    return network, open_artifact(folder)
+
+
+@pytest.fixture(params=sorted(BACKENDS))
+def scorer(request: pytest.FixtureRequest, model: Any) -> Scorer:
+    return Scorer.load(model[1].path, request.param, threads=2)
+
+
+def tolerance(scorer: Scorer) -> float:
+    return TOLERANCE.get(scorer.backend.name, 1e-5)
+
+
+def test_score_does_not_depend_on_batch_mates(scorer: Scorer) -> None:
+    together = scorer.logits(QUERY, TITLES)
+    alone = np.concatenate([scorer.logits(QUERY, [title]) for title in TITLES])
+    np.testing.assert_allclose(together, alone, atol=tolerance(scorer))
+
+
+def test_permuting_titles_permutes_scores(scorer: Scorer) -> None:
+    order = np.random.default_rng(0).permutation(len(TITLES))
+    permuted = scorer.logits(QUERY, [TITLES[i] for i in order])
+    np.testing.assert_allclose(permuted, scorer.logits(QUERY, TITLES)[order], atol=tolerance(scorer))
+
+
+def test_trimmed_batches_score_as_full_width_ones(scorer: Scorer) -> None:
+    titles = TITLES[:-1]
+    queries = [QUERY, "tea"] * (len(titles) // 2)
+    trimmed = scorer.backend.forward(scorer.pairs.pair(queries, titles, trim=True))
+    full = scorer.backend.forward(scorer.pairs.pair(queries, titles, trim=False))
+    assert trimmed.dtype == full.dtype == np.float32
+    np.testing.assert_allclose(trimmed, full, atol=tolerance(scorer))
+
+
+def test_any_text_gets_a_finite_probability(scorer: Scorer) -> None:
+    for query in (QUERY, "", "日本語", "x" * 100_000, "\ud800"):
+        scores = scorer.score(query, TITLES)
+        assert scores.dtype == np.float32
+        assert scores.shape == (len(TITLES),)
+        assert ((scores >= 0) & (scores <= 1)).all()
+
+
+def test_empty_and_one(scorer: Scorer) -> None:
+    assert scorer.score(QUERY, []).shape == (0,)
+    assert scorer.score(QUERY, []).dtype == np.float32
+    assert scorer.score(QUERY, ["tea"]).shape == (1,)
+    assert scorer.score_pairs([]).shape == (0,)
+    assert scorer.rank(QUERY, []) == []
+
+
+def test_equal_titles_tie_and_keep_their_order(scorer: Scorer) -> None:
+    scores = scorer.score(QUERY, ["coffee mug"] * 5)
+    assert len(set(scores.tolist())) == 1
+    assert [s.item.item_id for s in scorer.rank(QUERY, ["coffee mug"] * 5)] == list("01234")
+
+
+def test_pairs_score_as_query_with_titles(scorer: Scorer) -> None:
+    pairs = [(query, title) for query in (QUERY, "tea pot", "") for title in TITLES]
+    wanted = np.concatenate([scorer.logits(query, TITLES) for query in (QUERY, "tea pot", "")])
+    np.testing.assert_allclose(scorer.pair_logits(pairs), wanted, atol=tolerance(scorer))
+
+
+def test_onnx_equals_torch(model: Any) -> None:
+    torch_logits, onnx_logits = (Scorer.load(model[1].path, name).logits(QUERY, TITLES) for name in ("torch", "onnx"))
+    assert torch_logits.std() > 0.01
+    np.testing.assert_allclose(onnx_logits, torch_logits, atol=1e-4)
+
+
+def test_int8_is_near_float(model: Any) -> None:
+    exact, rounded = (Scorer.load(model[1].path, name).logits(QUERY, TITLES) for name in ("onnx", "onnx-int8"))
+    assert spearman(exact, rounded) > 0.9
+
+
+def test_saved_and_loaded_scores_are_equal(model: Any) -> None:
+    network, artifact = model
+    loaded, pairs = load_network(artifact)
+    batch = pairs.pair([QUERY] * len(TITLES), TITLES)
+    from pertinent.engine.torch_backend import TorchBackend
+
+    np.testing.assert_array_equal(TorchBackend(network, 1).forward(batch), TorchBackend(loaded, 1).forward(batch))
+
+
+def test_float16_on_disk_scores_close_and_the_graph_equals_torch_on_it(
+    model: Any, tiny_pairs: PairTokenizer, tmp_path: Path
+) -> None:
+    network, artifact = model
+    with write_artifact(tmp_path / "half", "model", {}) as aside:
+        save_network(aside, network, tiny_pairs, "float16")
+        # The graph knows no weights: one graph serves every stored precision.
+        (aside / "graph.onnx").write_bytes(artifact.file("graph.onnx").read_bytes())
+    exact = Scorer.load(artifact.path, "torch").logits(QUERY, TITLES)
+    half = {name: Scorer.load(tmp_path / "half", name).logits(QUERY, TITLES) for name in ("torch", "onnx")}
+    np.testing.assert_allclose(half["onnx"], half["torch"], atol=1e-4)
+    np.testing.assert_allclose(half["torch"], exact, atol=2e-2)
+    assert (half["torch"] != exact).any()
+
+
+def test_running_positions_score_alike_on_all_exact_backends(
+    model: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    network, artifact = model
+    pairs = PairTokenizer(tiny_tokenizer, PairConfig(positions="running"))
+    with write_artifact(tmp_path / "running", "model", {}) as aside:
+        save_network(aside, network, pairs)
+        (aside / "graph.onnx").write_bytes(artifact.file("graph.onnx").read_bytes())
+    scorers = [Scorer.load(tmp_path / "running", name) for name in ("torch", "onnx")]
+    first, second = (s.logits(QUERY, TITLES) for s in scorers)
+    np.testing.assert_allclose(first, second, atol=1e-4)
+    alone = np.concatenate([scorers[1].logits(QUERY, [title]) for title in TITLES])
+    np.testing.assert_allclose(second, alone, atol=1e-5)
+
+
+def test_large_weights_are_stored_once(model: Any) -> None:
+    _, artifact = model
+    files = artifact.manifest["files"]
+    assert files["graph.onnx"]["bytes"] < 40_000
+    assert b".py" not in artifact.file("graph.onnx").read_bytes()  # no names of source files
+
+
+def test_every_backend_opens_by_name(model: Any) -> None:
+    artifact: Artifact = model[1]
+    for name in BACKENDS:
+        backend = open_backend(artifact, name, threads=1)
+        assert backend.name == name
+        assert backend.workers >= 1
