@@ -5,7 +5,6 @@ Parameter names follow our own nouns; ``BERT_NAMES`` maps them to Hugging Face B
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -108,6 +107,7 @@ def mean_pool(states: Tensor, mask: Tensor) -> Tensor:
 def relevance_logit(logits: Tensor) -> Tensor:
     """The log odds of relevance ``[batch]`` from one logit or from (irrelevant, relevant).
 
+    >>> import torch
     >>> relevance_logit(torch.tensor([[0.5, 2.0]])).tolist()
     [1.5]
     """

@@ -31,13 +31,14 @@ from pertinent.evaluation.calibration import Calibration, fit_calibration, thres
 from pertinent.evaluation.evaluate import evaluate_scores
 from pertinent.evaluation.result import Evaluation
 from pertinent.lexicon.pairs import PairConfig, PairTokenizer
+from pertinent.models.store import rounded
+from pertinent.models.weights import WeightsType
 from pertinent.records import Judgment, Pair, Split
 from pertinent.text import normalize
 from pertinent.training import checkpoints
 from pertinent.training.card import CardFacts, model_card
 from pertinent.training.collate import TrainingSet, join
 from pertinent.training.data import Fractions, JudgedData, SplitBy, read_examples, read_judged
-from pertinent.models.store import rounded
 from pertinent.training.fit import FitConfig, FitResult, fit
 
 if TYPE_CHECKING:
