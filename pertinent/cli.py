@@ -420,7 +420,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         from pertinent import __version__
 
-        parser.exit(0, f"pertinent {__version__}\n")
+        print(f"pertinent {__version__}")
+        parser.exit(0)
 
 
 def _settings_help(command: Command) -> str:

@@ -186,12 +186,12 @@ def bench(config: BenchConfig) -> Bench:
     """Latency, memory and cold start of each backend, each in a process of its own."""
     from pertinent.engine.backends import BACKENDS, available_cores
 
+    if min(config.candidates) < 1:
+        raise ConfigError(f"--candidates: {min(config.candidates)} is not a number of items; give 1 or more")
     names = config.backends if config.backends is not None else _usable_backends(config.model)
     for name in names:
         if name not in BACKENDS:
             raise ConfigError(f"--backends: {name!r} is not a backend; allowed: {', '.join(BACKENDS)}")
-    if min(config.candidates) < 1:
-        raise ConfigError(f"--candidates: {min(config.candidates)} is not a number of items; give 1 or more")
     rows: list[BenchRow] = []
     for name in names:
         rows += _bench_in_new_process(config, name)

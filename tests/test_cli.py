@@ -1,0 +1,642 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pertinent import cli, commands, doctor
+from pertinent.artifact import Artifact, open_artifact
+from pertinent.cli import COMMANDS, load, main
+from pertinent.errors import MissingExtraError
+
+ITEMS = """item_id,title
+a,wireless earbuds with case
+b,"steel water bottle, 2 pack"
+c,Kopfhörer für Männer “black”
+d,wireless earbuds with case
+e,日本語 のケース
+"""
+JUDGMENTS = """query,item_id,title,grade,segment
+wireless earbuds,a,wireless earbuds with case,1,us
+wireless earbuds,b,"steel water bottle, 2 pack",0,us
+wireless earbuds,c,Kopfhörer für Männer “black”,0.5,us
+water bottle,b,"steel water bottle, 2 pack",1,de
+water bottle,e,日本語 のケース,0,de
+water bottle,a,wireless earbuds with case,0,de
+"""
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a catalog and judgments, and the working folder of the test."""
+    (tmp_path / "items.csv").write_text(ITEMS, encoding="utf-8")
+    (tmp_path / "judgments.csv").write_text(JUDGMENTS, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def model(tiny_artifact: Artifact, shop: Path) -> Path:
+    """A model folder that a test may damage."""
+    return Path(shutil.copytree(tiny_artifact.path, shop / "model"))
+
+
+def ask(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """What a command prints, which has to succeed."""
+    code = main(argv)
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    return captured.out
+
+
+def ask_json(capsys: pytest.CaptureFixture[str], *argv: str) -> Any:
+    printed = ask(capsys, *argv, "--json")
+    assert printed.count("\n") == 1
+    return json.loads(printed)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The error lines of a command that has to end with 2, printing nothing and writing nothing."""
+    before = sorted(str(path) for path in Path.cwd().rglob("*"))
+    code = None
+    try:
+        code = main(argv)
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    captured = capsys.readouterr()
+    assert code == 2, captured
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert lines
+    assert all(line.startswith("error: ") for line in lines), captured.err
+    assert all(len(line) < 600 for line in lines)
+    assert "Traceback" not in captured.err
+    assert sorted(str(path) for path in Path.cwd().rglob("*")) == before
+    return captured.err
+
+
+def run(*argv: str, **named: Any) -> subprocess.CompletedProcess[str]:
+    """The command line as users run it, in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **named.pop("env", {})}
+    return subprocess.run(
+        [sys.executable, "-m", "pertinent", *argv],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+        check=False,
+        **named,
+    )
+
+
+# ---------------------------------------------------------------- the table itself
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example_and_its_settings(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    command = COMMANDS[name]
+    assert command.examples
+    for example in command.examples:
+        assert example in text
+        assert example.startswith(f"pertinent {name}")
+    for setting in load(command.config).model_fields:
+        assert f"  {setting}: " in text
+    assert "--json" in text
+    assert "--set" in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_flag_fills_a_setting_that_exists(name: str) -> None:
+    command = COMMANDS[name]
+    fields = load(command.config).model_fields
+    assert {flag.setting for flag in command.flags} <= set(fields)
+    assert callable(load(command.run))
+    assert callable(load(command.show))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_in_help_are_accepted_by_the_parser(name: str) -> None:
+    import shlex
+
+    for example in COMMANDS[name].examples:
+        arguments = cli.build_parser().parse_args(shlex.split(example)[1:])
+        assert arguments.command == name
+
+
+def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
+    text = ask(capsys)
+    assert all(re.search(rf"^\s+{name}\s", text, re.MULTILINE) for name in COMMANDS)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert re.fullmatch(r"pertinent \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["scroe"], "did you mean score?"),
+        (["xyzzy"], "invalid choice: 'xyzzy'"),
+        (["score", "a", "--tpo", "3"], "did you mean --top?"),
+        (["score", "a", "--zzzzzz"], "unrecognized arguments: --zzzzzz; see: pertinent score --help"),
+        (["score", "a", "b", "--items", "x.csv"], "unrecognized arguments: b"),
+        (["score", "a", "--top", "ten"], "'ten' is not a whole number from 1"),
+        (["score", "a", "--top", "0"], "'0' is not a whole number from 1"),
+        (["score", "a", "--columns", "title"], "is not of the form product_name=title"),
+        (["bench", "--candidates", "many"], "--candidates"),
+        (["score"], "query is required"),
+        (["score", "a"], "give a catalog with --items FILE"),
+        (["score", " ", "--items", "items.csv"], "the query is empty"),
+        (["score", "a", "--items", "items.csv", "--index", "index"], "one of them"),
+        (["evaluate"], "--judgments is required"),
+        (["index"], "--items is required"),
+        (["index", "--items", "items.csv"], "--out is required"),
+        (["export", "--no-int8"], "--out is required for the model that comes with pertinent"),
+        (["export", "model"], "--judgments is required to compare int8 with float32; or give --no-int8"),
+        (["study"], "required: FILE"),
+        (["bench", "--candidates", "0"], "0 is not a number of items"),
+        (["bench", "--backends", "tpu"], "'tpu' is not a backend; allowed: torch, onnx, onnx-int8"),
+        (["score", "a", "--items", "items.csv", "--set", "top"], "--set top: expected a.b=value"),
+        (["score", "a", "--items", "items.csv", "--set", "tpo=1"], "tpo: unknown key; did you mean 'top'?"),
+        (["score", "a", "--items", "items.csv", "--set", "top=-1"], "top: Input should be greater than or equal to 1"),
+        (["score", "a", "--config", "nowhere.yaml"], "nowhere.yaml: no such config file"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_with_the_fix(
+    argv: list[str], expected: str, shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert expected in refused(capsys, *argv)
+
+
+# ---------------------------------------------------------------- what the commands give
+
+
+def test_score_ranks_the_catalog(shop: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = ask_json(capsys, "score", "wireless earbuds", "--items", "items.csv", "--model", "model", "--top", "4")
+    results = found["results"]
+    assert [row["rank"] for row in results] == [1, 2, 3, 4]
+    assert found["items"] == 5
+    assert set(results[0]) == {"rank", "item_id", "title", "score", "truncated", "model"}
+    scores = {row["item_id"]: row["score"] for row in results}
+    assert list(scores.values()) == sorted(scores.values(), reverse=True)
+    assert all(0 <= score <= 1 for score in scores.values())
+    assert found["model"] == results[0]["model"] == "model"
+    assert found["version"] == open_artifact(model).version
+    order = [row["item_id"] for row in results if row["item_id"] in "ad"]
+    assert order == sorted(order)  # equal titles: equal scores, order of the catalog
+
+
+def test_the_index_ranks_as_the_catalog(shop: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = ask_json(capsys, "index", "model", "--items", "items.csv", "--out", "index")
+    assert made["kind"] == "index"
+    assert made["metrics"]["items"] == 5
+    direct = ask_json(capsys, "score", "water bottle", "--items", "items.csv", "--model", "model")
+    for flag in ("--items", "--index"):
+        indexed = ask_json(capsys, "score", "water bottle", flag, "index", "--model", "model")
+        assert [row["item_id"] for row in indexed["results"]] == [row["item_id"] for row in direct["results"]]
+        assert [row["score"] for row in indexed["results"]] == pytest.approx([r["score"] for r in direct["results"]])
+    text = ask(capsys, "index", "model", "--items", "items.csv", "--out", "index")
+    assert "index" in text
+    assert "refuses" not in text
+    assert "needs the titles" in refused(capsys, "score", "a", "--index", "index", "--model", "bm25")
+
+
+@pytest.mark.parametrize("name", ["bm25", "tfidf"])
+def test_baselines_rank_and_are_measured(name: str, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = ask_json(capsys, "score", "wireless earbuds", "--items", "items.csv", "--model", name, "--top", "2")
+    assert [row["item_id"] for row in found["results"]] == ["a", "d"]
+    measured = ask_json(capsys, "evaluate", name, "--judgments", "judgments.csv", "--positive-grade", "1")
+    assert measured["metrics"]["auc"]["value"] == 1.0
+    again = ask_json(
+        capsys, "evaluate", name, "--judgments", "judgments.csv", "--items", "items.csv", "--positive-grade", "1"
+    )
+    assert again["metrics"]["auc"]["value"] == 1.0
+    assert again["metrics"]["ndcg@10"]["value"] > 0.9
+
+
+def test_evaluate_prints_one_object_with_intervals(shop: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["evaluate", "model", "--judgments", "judgments.csv", "--positive-grade", "1", "--set", "bootstrap=50"]
+    found = ask_json(capsys, *argv, "--report", "report.html")
+    for name in ("auc", "spearman", "pearson", "macro_f1", "accuracy", "ndcg@10"):
+        assert set(found["metrics"][name]) >= {"value", "low", "high"}
+    assert (shop / "report.html").read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html>")
+    text = ask(capsys, *argv, "--report", "report.html")
+    assert "ndcg@10" in text
+    assert "report: report.html" in text
+
+
+def test_evaluate_takes_labels_on_a_named_scale(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "query,title,label\ncase,black case,E\ncase,steel bottle,I\ncase,phone case,S\n"
+    Path("labels.csv").write_text(rows)
+    found = ask_json(
+        capsys, "evaluate", "bm25", "--judgments", "labels.csv", "--scale", "esci", "--positive-grade", "1"
+    )
+    assert found["pairs"] == 3
+    assert found["relevant_pairs"] == 1
+
+
+def test_settings_come_from_file_then_flags_then_set(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("score.yaml").write_text("query: water bottle\nitems: items.csv\nmodel: bm25\ntop: 1\n")
+    assert len(ask_json(capsys, "score", "--config", "score.yaml")["results"]) == 1
+    assert len(ask_json(capsys, "score", "--config", "score.yaml", "--top", "2")["results"]) == 2
+    both = ask_json(capsys, "score", "--config", "score.yaml", "--top", "2", "--set", "top=3")
+    assert len(both["results"]) == 3
+    assert both["query"] == "water bottle"
+
+
+def test_columns_of_any_name_are_read(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("theirs.csv").write_text("sku,product_name\n1,usb cable\n2,tea pot\n")
+    argv = [
+        "score",
+        "tea pot",
+        "--items",
+        "theirs.csv",
+        "--model",
+        "bm25",
+        "--columns",
+        "sku=item_id,product_name=title",
+    ]
+    assert ask_json(capsys, *argv)["results"][0]["item_id"] == "2"
+
+
+def test_plain_output_is_aligned_and_without_control_codes(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("odd.jsonl").write_text(
+        json.dumps({"item_id": "1", "title": "tea\u001b[31m pot\nnew [bold]line[/bold]"}) + "\n"
+    )
+    text = ask(capsys, "score", "tea pot", "--items", "odd.jsonl", "--model", "bm25")
+    assert "\x1b" not in text
+    assert "[bold]line[/bold]" in text
+    assert len(text.splitlines()) == 3
+
+
+def test_a_terminal_gets_a_drawn_table(
+    shop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    text = ask(capsys, "score", "wireless earbuds", "--items", "items.csv", "--model", "bm25")
+    assert "━" in text or "─" in text
+    assert "Kopfhörer für Männer" in text
+
+
+def test_a_megabyte_title_is_scored_and_said_to_be_cut(
+    shop: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("long.csv").write_text("item_id,title\n1," + "wireless " * 120_000 + "\n2,tea pot\n")
+    found = ask_json(capsys, "score", "wireless", "--items", "long.csv", "--model", "model")
+    assert {row["item_id"]: row["truncated"] for row in found["results"]} == {"1": True, "2": False}
+
+
+def test_export_keeps_the_scores(shop: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = ask_json(capsys, "score", "tea pot", "--items", "items.csv", "--model", "model")
+    made = ask_json(capsys, "export", "model", "--no-int8", "--out", "fast")
+    assert made["kind"] == "model"
+    after = ask_json(capsys, "score", "tea pot", "--items", "items.csv", "--model", "fast", "--backend", "onnx")
+    assert [r["item_id"] for r in after["results"]] == [r["item_id"] for r in before["results"]]
+    assert [r["score"] for r in after["results"]] == pytest.approx([r["score"] for r in before["results"]], abs=1e-4)
+
+
+def test_export_says_what_the_int8_gate_found(shop: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = ask_json(capsys, "export", "model", "--judgments", "judgments.csv", "--out", "fast", "--set", "top=2")
+    assert set(made["metrics"]["int8"]) >= {"passed", "spearman", "reasons"}
+    assert open_artifact("fast").has("graph.int8.onnx") == made["metrics"]["int8"]["passed"]
+    assert "model" in ask(capsys, "export", "model", "--no-int8", "--out", "fast")
+
+
+def test_bench_measures_every_backend_in_its_own_process(
+    shop: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["bench", "model", "--candidates", "3,20", "--turns", "2", "--items", "items.csv", "--backends", "onnx"]
+    found = ask_json(capsys, *argv)
+    assert [(row["name"], row["candidates"]) for row in found["rows"]] == [
+        ("onnx", 3),
+        ("onnx, indexed", 3),
+        ("onnx", 20),
+        ("onnx, indexed", 20),
+    ]
+    for row in found["rows"]:
+        assert 0 < row["p50_ms"] <= row["p99_ms"]
+        assert row["rss_mb"] > 10
+        assert row["cold_s"] > 0
+    assert "cold start s" in ask(capsys, *argv)
+    assert "holds no titles" in refused(capsys, "bench", "model", "--candidates", "3", "--backends", "onnx")
+
+
+def test_distinct_titles_are_distinct_while_the_words_allow_it() -> None:
+    titles = commands.distinct_titles(["a b c", "d e f"], 6)
+    assert len(set(titles)) == 6
+    assert commands.distinct_titles(["", "one"], 4) == ["", "one", "", "one"]
+
+
+def test_plain_values_are_json() -> None:
+    import numpy as np
+
+    value = {"a": float("nan"), "b": (np.float32(0.5), Path("x")), 3: [float("inf"), None]}
+    assert commands.plain(value) == {"a": None, "b": [0.5, "x"], "3": [None, None]}
+
+
+def test_train_prints_the_artifact(capsys: pytest.CaptureFixture[str], tiny_artifact: Artifact) -> None:
+    commands.show_artifact(tiny_artifact, doctor.DoctorConfig())
+    assert tiny_artifact.version in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_a_flipped_bit_in_the_model_is_found(shop: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = model / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    said = refused(capsys, "score", "tea", "--items", "items.csv", "--model", "model")
+    assert "model.safetensors: SHA-256 is" in said
+    assert "copy it again" in said
+    for argv in (["index", "model", "--items", "items.csv", "--out", "out"], ["export", "model", "--no-int8"]):
+        assert "SHA-256" in refused(capsys, *argv)
+    assert "SHA-256" in refused(capsys, "evaluate", "model", "--judgments", "judgments.csv", "--positive-grade", "1")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "manifest.json", "model.json"])
+def test_a_missing_model_file_is_named(name: str, shop: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (model / name).unlink()
+    assert name in refused(capsys, "score", "tea", "--items", "items.csv", "--model", "model")
+
+
+def test_a_missing_model_folder_suggests_the_nearest(
+    shop: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "did you mean model?" in refused(capsys, "score", "tea", "--items", "items.csv", "--model", "modle")
+
+
+def test_a_folder_of_another_kind_is_refused(shop: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask(capsys, "index", "model", "--items", "items.csv", "--out", "index")
+    assert "is of kind 'index', but 'model'" in refused(
+        capsys, "score", "x", "--items", "items.csv", "--model", "index"
+    )
+    assert "is of kind 'model', but 'index'" in refused(capsys, "score", "x", "--index", "model", "--model", "model")
+
+
+BAD_ITEMS: dict[str, tuple[str, str]] = {
+    "wrong column": ("item_id,titel\n1,tea\n", "no column 'title'"),
+    "empty file": ("", "empty"),
+    "no rows": ("item_id,title\n", "no rows"),
+    "duplicated id": ("item_id,title\n1,tea\n1,pot\n", "value '1'"),
+    "ragged row": ("item_id,title\n1,tea,pot\n", "line 2"),
+    "empty title": ("item_id,title\n1,\n", "column 'title'"),
+}
+BAD_JUDGMENTS: dict[str, tuple[str, str]] = {
+    "wrong column": ("query,title,grad\ntea,tea pot,1\n", "'grade'"),
+    "empty file": ("", "empty"),
+    "unknown grade word": ("query,title,label\ntea,tea pot,Exakt\n", "'Exakt'"),
+    "not a number": ("query,title,grade\ntea,tea pot,nan\n", "line 2"),
+    "out of range": ("query,title,grade\ntea,tea pot,4\n", "line 2"),
+    "contradiction": ("query,item_id,title,grade\ntea,1,tea pot,1\ntea,1,tea pot,0\n", "line 3"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ITEMS)
+def test_a_bad_catalog_is_one_line(case: str, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content, expected = BAD_ITEMS[case]
+    Path("bad.csv").write_text(content)
+    said = refused(capsys, "score", "tea", "--items", "bad.csv", "--model", "bm25")
+    assert said.startswith("error: bad.csv")
+    assert expected in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("case", BAD_JUDGMENTS)
+def test_bad_judgments_are_one_line(case: str, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content, expected = BAD_JUDGMENTS[case]
+    Path("bad.csv").write_text(content)
+    scale = ["--scale", "esci"] if "label" in content else []
+    argv = ["evaluate", "bm25", "--judgments", "bad.csv", "--positive-grade", "1", "--report", "report.html", *scale]
+    said = refused(capsys, *argv)
+    assert said.startswith("error: bad.csv")
+    assert expected in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["itmes.csv", "items.xlsx", "."])
+def test_a_catalog_that_is_no_table_is_one_line(
+    name: str, shop: Path, tiny_artifact: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(capsys, "score", "tea", "--items", name, "--model", str(tiny_artifact.path))
+    assert said.count("\n") == 1
+    if name == "itmes.csv":
+        assert "items.csv" in said
+
+
+def test_a_config_typo_names_file_key_and_suggestion(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("evaluate.yaml").write_text("judgements: judgments.csv\nbootstrap: many\npositive_grade: 1\n")
+    lines = refused(capsys, "evaluate", "--config", "evaluate.yaml").splitlines()
+    assert "error: evaluate.yaml: judgements: unknown key; did you mean 'judgments'?" in lines
+    assert "error: evaluate.yaml: judgments: this setting is required" in lines
+    assert any(line.startswith("error: evaluate.yaml: bootstrap: ") for line in lines)
+
+
+def test_a_missing_extra_says_the_command(
+    shop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(*_: object, **__: object) -> None:
+        raise MissingExtraError("this needs torch, which is not installed; run: pip install 'pertinent[train]'")
+
+    monkeypatch.setattr(commands, "score", absent)
+    assert "pip install 'pertinent[train]'" in refused(capsys, "score", "tea", "--items", "items.csv")
+
+
+def test_an_unreadable_place_is_one_line(
+    shop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "runs/index")
+
+    monkeypatch.setattr(commands, "score", full)
+    assert refused(capsys, "score", "tea", "--items", "items.csv") == "error: runs/index: No space left on device\n"
+
+
+def test_our_own_mistakes_are_not_dressed_up(
+    shop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "score", lambda config: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["score", "tea", "--items", "items.csv"])
+
+
+# ---------------------------------------------------------------- doctor
+
+
+def test_doctor_says_that_scoring_works(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = ask_json(capsys, "doctor", "model")
+    assert found["can_score"]
+    checks = {check["name"]: check for check in found["checks"]}
+    assert {"python", "cpu", "cores", "disk", "core", "extra train", "extra logs", "model"} <= set(checks)
+    assert checks["backend onnx"]["state"] == "ok"
+    assert checks["backend torch"]["state"] == "ok"
+    assert checks["backend onnx-int8"]["state"] == "missing"
+    assert "scoring works here" in ask(capsys, "doctor", "model", "--verbose")
+
+
+def test_doctor_ends_with_1_when_scoring_does_not_work(
+    shop: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (model / "tokenizer.json").unlink()
+    assert main(["doctor", "model"]) == 1
+    text = capsys.readouterr().out
+    assert "PROBLEM" in text
+    assert "tokenizer.json: missing" in text
+    assert "scoring does not work here yet" in text
+
+
+def test_doctor_gives_the_exact_command_for_a_missing_extra(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        doctor.importlib.metadata, "requires", lambda name: ["numpy>=2", "nowhere-to-be-found>=1; extra == 'train'"]
+    )
+    found = ask_json(capsys, "doctor", "model")
+    (check,) = [check for check in found["checks"] if check["name"] == "extra train"]
+    assert check == {
+        "name": "extra train",
+        "state": "missing",
+        "detail": "without nowhere-to-be-found",
+        "fix": "pip install 'pertinent[train]'",
+    }
+
+
+def test_doctor_on_a_full_disk_and_without_an_installation(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_installed(name: str) -> list[str]:
+        raise doctor.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", not_installed)
+    monkeypatch.setattr(doctor, "LOW_DISK_BYTES", 1 << 60)
+    monkeypatch.setattr(doctor, "Path", _NoCpuInfo)
+    states = {check["name"]: check["state"] for check in ask_json(capsys, "doctor", str(model))["checks"]}
+    assert states["disk"] == states["packages"] == "problem"
+
+
+class _NoCpuInfo(type(Path())):  # type: ignore[misc]
+    def read_text(self, *arguments: Any, **named: Any) -> str:
+        if str(self) == "/proc/cpuinfo":
+            raise FileNotFoundError(self)
+        return super().read_text(*arguments, **named)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("", []), ("Features : neon asimd\n", []), ("flags\t\t: fpu avx2 avx_vnni\n", ["avx2", "avx vnni"])],
+)
+def test_cpu_flags(text: str, expected: list[str]) -> None:
+    assert doctor.cpu_flags(text) == expected
+
+
+# ---------------------------------------------------------------- as a process
+
+
+def test_a_real_process_prints_json_only(shop: Path) -> None:
+    done = run("score", "wireless earbuds", "--items", "items.csv", "--model", "bm25", "--json")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert json.loads(done.stdout)["results"][0]["item_id"] == "a"
+
+
+def test_a_real_process_ends_with_2_and_one_line(shop: Path) -> None:
+    done = run("score", "tea", "--items", "nowhere.csv", "--model", "bm25")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: nowhere.csv: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_titles_of_any_script_reach_a_terminal_that_cannot_show_them(shop: Path) -> None:
+    ascii_only = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    plain = run("score", "ケース", "--items", "items.csv", "--model", "bm25", env=ascii_only)
+    assert plain.returncode == 0, plain.stderr
+    assert "Kopfh?rer" in plain.stdout
+    told = run("score", "ケース", "--items", "items.csv", "--model", "bm25", "--json", env=ascii_only)
+    assert {row["title"] for row in json.loads(told.stdout)["results"]} >= {"日本語 のケース"}
+
+
+def test_a_reader_that_leaves_early_is_no_error(shop: Path) -> None:
+    with open("many.csv", "w", encoding="utf-8") as file:
+        file.write("item_id,title\n" + "".join(f"{row},tea pot number {row}\n" for row in range(5000)))
+    command = f'"{sys.executable}" -m pertinent score tea --items many.csv --model bm25 --top 5000 | head -n 1'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.startswith("rank")
+    assert done.stderr == ""
+
+
+def test_interrupt_ends_with_130_and_without_traceback(shop: Path) -> None:
+    code = """
+import sys, time
+from pertinent import cli, commands
+def wait(config):
+    print("ready", file=sys.stderr, flush=True)
+    time.sleep(60)
+commands.score = wait
+sys.exit(cli.main(["score", "tea", "--items", "items.csv"]))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert (out, err) == ("", "interrupted\n")
+
+
+def test_interrupt_inside_the_process(
+    shop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(config: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "score", interrupted)
+    assert main(["score", "tea", "--items", "items.csv"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_help_is_quick_and_loads_no_stage() -> None:
+    code = """
+import sys, time
+from pertinent.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    pass
+heavy = {"torch", "onnxruntime", "numpy", "pydantic", "tokenizers", "duckdb", "rich"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+    def seconds(call: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        call()
+        return time.perf_counter() - started
+
+    # Beside what Python itself takes to start here, and the best of several: other work may run on the machine.
+    bare = min(seconds(lambda: subprocess.run([sys.executable, "-c", ""], check=True)) for _ in range(5))
+    full = min(seconds(lambda: run("--help")) for _ in range(5))
+    assert full - bare < 0.15, (full, bare)

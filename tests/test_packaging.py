@@ -1,0 +1,242 @@
+"""What an installed copy is and needs: quick to import, no torch in the core, whole in the wheel."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from email.parser import Parser
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import pertinent
+from pertinent.artifact import Artifact
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = ROOT / "pertinent" / "shipped"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+HEAVY = (
+    "torch",
+    "transformers",
+    "ibis",
+    "pandas",
+    "matplotlib",
+    "ray",
+    "sklearn",
+    "scipy",
+    "pyarrow",
+    "onnx",
+    "accelerate",
+)
+ITEMS = "item_id,title\n1,wireless earbuds with charging case\n2,garlic press\n"
+
+# Makes packages absent in a process that has them, as they are in a core installation.
+BLOCK = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {heavy}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def python(code: str, *argv: str, **named: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code, *argv],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+        check=False,
+        **named,  # type: ignore[call-overload]
+    )
+
+
+def test_import_takes_less_than_150_ms() -> None:
+    code = "import time; start = time.perf_counter(); import pertinent; print(time.perf_counter() - start)"
+    best = min(float(python(code).stdout) for _ in range(5))
+    assert best < 0.15
+
+
+def test_import_loads_nothing_heavy() -> None:
+    code = "import sys, json, pertinent; print(json.dumps(sorted(sys.modules)))"
+    loaded = {name.partition(".")[0] for name in json.loads(python(code).stdout)}
+    assert not loaded & {*HEAVY, "onnxruntime", "numpy", "pydantic", "duckdb", "tokenizers", "rich"}
+
+
+@pytest.mark.parametrize("model", ["shipped", "tiny", "bm25"])
+def test_scoring_needs_only_the_core(model: str, tmp_path: Path, tiny_artifact: Artifact) -> None:
+    if model == "shipped" and not SHIPPED.is_dir():
+        pytest.skip("no shipped model in this checkout; make model makes it")
+    (tmp_path / "items.csv").write_text(ITEMS)
+    chosen = {"shipped": [], "tiny": ["--model", str(tiny_artifact.path)], "bm25": ["--model", "bm25"]}[model]
+    code = (
+        BLOCK.format(heavy=HEAVY)
+        + f"""
+from pertinent.cli import main
+code = main(sys.argv[1:])
+loaded = {{name.partition(".")[0] for name in sys.modules}} & set({HEAVY})
+assert not loaded, loaded
+sys.exit(code)
+"""
+    )
+    done = python(code, "score", "wireless earbuds", "--items", "items.csv", "--json", *chosen, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found["results"]) == 2
+    if model != "tiny":
+        assert found["results"][0]["item_id"] == "1"
+
+
+@pytest.mark.parametrize("name", ["doctor", "index", "evaluate"])
+def test_other_commands_need_only_the_core(name: str, tmp_path: Path, tiny_artifact: Artifact) -> None:
+    (tmp_path / "items.csv").write_text(ITEMS)
+    (tmp_path / "judgments.csv").write_text("query,title,grade\nearbuds,earbuds,1\nearbuds,tea pot,0\n")
+    argv = {
+        "doctor": [],
+        "index": ["--items", "items.csv", "--out", "index"],
+        "evaluate": ["--judgments", "judgments.csv", "--positive-grade", "1", "--report", "report.html"],
+    }[name]
+    code = BLOCK.format(heavy=HEAVY) + "from pertinent.cli import main\nsys.exit(main(sys.argv[1:]))"
+    done = python(code, name, str(tiny_artifact.path), *argv, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not re.search("warning|traceback", done.stderr, re.IGNORECASE)
+    json.loads(done.stdout)
+
+
+def test_what_needs_an_extra_says_the_command(tmp_path: Path, tiny_artifact: Artifact) -> None:
+    (tmp_path / "items.csv").write_text(ITEMS)
+    code = BLOCK.format(heavy=HEAVY) + "from pertinent.cli import main\nsys.exit(main(sys.argv[1:]))"
+    argv = ["score", "tea", "--items", "items.csv", "--model", str(tiny_artifact.path), "--backend", "torch"]
+    done = python(code, *argv, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: this needs torch, which is not installed; run: pip install 'pertinent[train]'\n"
+
+
+# ---------------------------------------------------------------- pyproject.toml and the pinned files
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    found = [line.partition("==") for line in lines if line and not line.startswith("#")]
+    assert all(separator == "==" and pinned for _, separator, pinned in found)
+    return {re.sub(r"[-_.]+", "-", package).lower(): pinned for package, _, pinned in found}
+
+
+def test_versions_agree() -> None:
+    assert PROJECT["version"] == pertinent.__version__
+    assert version("pertinent") == pertinent.__version__
+
+
+def test_torch_is_installed_first_and_alone() -> None:
+    assert pins("torch") == {"torch": "2.13.0"}
+    assert all("torch" not in pins(name) for name in ("core", "train", "dev", "models"))
+    for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines():
+        if "-r requirements/core.txt" in line:
+            assert line.index("-r requirements/torch.txt") < line.index("-r requirements/core.txt")
+
+
+def test_every_direct_dependency_is_pinned_within_its_bounds() -> None:
+    pinned = {**pins("torch"), **pins("core"), **pins("train"), **pins("dev")}
+    extras = PROJECT["optional-dependencies"]
+    for text in [*PROJECT["dependencies"], *extras["train"], *extras["dev"]]:
+        requirement = Requirement(text)
+        name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+        assert name in pinned, f"{name} is not pinned; run requirements/pin.py"
+        assert requirement.specifier.contains(pinned[name], prereleases=True), (text, pinned[name])
+
+
+def test_no_package_is_pinned_twice() -> None:
+    files = ("torch", "core", "train", "dev", "models", "models-large")
+    names = [package for name in files for package in pins(name)]
+    assert len(names) == len(set(names))
+
+
+def test_the_core_is_free_of_training_packages() -> None:
+    assert not {Requirement(text).name for text in PROJECT["dependencies"]} & set(HEAVY)
+    assert not set(pins("core")) & set(HEAVY)
+
+
+# ---------------------------------------------------------------- the wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(folder),
+        str(ROOT),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    (built,) = folder.glob("pertinent-*.whl")
+    return built
+
+
+def test_the_wheel_is_pure_whole_and_small(wheel: Path) -> None:
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert wheel.stat().st_size < 20e6
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        metadata = Parser().parsestr(archive.read(next(n for n in names if n.endswith("METADATA"))).decode())
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "pertinent").rglob("*.py")}
+    assert sources <= names
+    assert "pertinent/py.typed" in names
+    assert not any(name.startswith(("tests", "examples", "requirements")) for name in names)
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == ">=3.11"
+    if SHIPPED.is_dir():
+        shipped = {path.relative_to(ROOT).as_posix() for path in SHIPPED.rglob("*") if path.is_file()}
+        assert shipped <= names
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_scores_with_the_shipped_model(wheel: Path, tmp_path: Path) -> None:
+    if not SHIPPED.is_dir():
+        pytest.skip("no shipped model in this checkout; make model makes it")
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, timeout=120)
+    inside = tmp_path / "venv" / "bin"
+    core = str(ROOT / "requirements" / "core.txt")
+    install = [inside / "python", "-m", "pip", "install", "-q", "--no-input", "-r", core, str(wheel)]
+    done = subprocess.run(install, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "items.csv").write_text(ITEMS)
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+
+    def ask(*argv: str) -> dict[str, object]:
+        said = subprocess.run(
+            [inside / "pertinent", *argv, "--json"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert said.returncode == 0, said.stderr
+        return json.loads(said.stdout)  # type: ignore[no-any-return]
+
+    found = ask("score", "wireless earbuds", "--items", "items.csv")
+    assert [row["item_id"] for row in found["results"]] == ["1", "2"]  # type: ignore[attr-defined, index]
+    assert ask("doctor")["can_score"] is True
+    there = subprocess.run([inside / "python", "-c", "import torch"], capture_output=True, check=False)
+    assert there.returncode != 0
