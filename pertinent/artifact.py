@@ -84,8 +84,7 @@ def write_artifact(
     the block raises, ``path`` is as it was before. ``metrics`` may be filled inside the block.
     """
     path = Path(path)
-    if path.exists() and not (path.is_dir() and ((path / MANIFEST).exists() or not any(path.iterdir()))):
-        raise ArtifactError(f"{path}: exists and is not an artifact; choose another folder or remove it")
+    refuse_foreign(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
@@ -123,6 +122,15 @@ def open_artifact(path: str | Path, kind: str | None = None, verify: bool = True
     if verify:
         _verify_files(path, manifest)
     return Artifact(path, manifest)
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raises ArtifactError where something stands that an artifact must not replace.
+
+    Long work asks before it begins; ``write_artifact`` asks again.
+    """
+    if path.exists() and not (path.is_dir() and ((path / MANIFEST).exists() or not any(path.iterdir()))):
+        raise ArtifactError(f"{path}: exists and is not an artifact; choose another folder or remove it")
 
 
 def swap(new: Path, path: Path) -> None:
