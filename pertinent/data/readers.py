@@ -200,7 +200,9 @@ def _attributes(table: Table) -> list[dict[str, str]]:
     for row, value in enumerate(table.column_or_none("attributes")):
         if value is not None:
             named = _named(table, row, value)
-            attributes[row] |= {str(name): text for name, v in named.items() if (text := _joined(v))}
+            attributes[row] |= {
+                str(name): text for name, v in named.items() if (text := v.strip() if type(v) is str else _joined(v))
+            }
     return attributes
 
 
