@@ -33,7 +33,7 @@ class Embeddings(nn.Module):
         summed = self.token(token_ids) + self.segment(segment_ids) + self.position(position_ids)
         if self.term_class is not None:
             summed = summed + self.term_class(term_class_ids)
-        return self.dropout(self.norm(summed))  # type: ignore[no-any-return]
+        return self.dropout(self.norm(summed))
 
 
 class Layer(nn.Module):
@@ -69,7 +69,7 @@ class Layer(nn.Module):
         joined = self.attention_out(seen.transpose(1, 2).reshape(batch, length, width))
         states = self.attention_norm(states + self.dropout(joined))
         fed = self.feed_out(F.gelu(self.feed_in(states)))
-        return self.feed_norm(states + self.dropout(fed))  # type: ignore[no-any-return]
+        return self.feed_norm(states + self.dropout(fed))
 
 
 class Encoder(nn.Module):

@@ -63,7 +63,7 @@ class EiSRC(nn.Module):
     def head(self, states: Tensor) -> Tensor:
         """Logits from the last states: ``W_c tanh(W_p H_cls + b_p) + b_c``."""
         pooled = torch.tanh(self.pooler(states[:, 0]))
-        return self.classifier(self.dropout(pooled))  # type: ignore[no-any-return]
+        return self.classifier(self.dropout(pooled))
 
     @staticmethod
     def bert_names(layers: list[int]) -> dict[str, str]:

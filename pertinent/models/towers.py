@@ -66,7 +66,7 @@ class SBERT(nn.Module):
     def compare(self, u: Tensor, v: Tensor) -> Tensor:
         """Logits ``[batch, labels]`` of query vectors and title vectors, both ``[batch, hidden]``."""
         if self.config.head == "classifier":
-            return self.classifier(torch.cat([u, v, (u - v).abs()], dim=1))  # type: ignore[no-any-return]
+            return self.classifier(torch.cat([u, v, (u - v).abs()], dim=1))
         logit = self.config.cosine_scale * F.cosine_similarity(u, v)
         return torch.stack([torch.zeros_like(logit), logit], dim=1) if self.config.labels == 2 else logit[:, None]
 
