@@ -14,6 +14,7 @@ from typing import NamedTuple
 WIDTH, HEIGHT = 360, 270
 LEFT, RIGHT, TOP, BOTTOM = 46, 350, 12, 226
 COLORS = 6
+NAME_WIDTH, NAME_HEIGHT = 130, 13
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
 Point = tuple[float, float]
@@ -71,26 +72,33 @@ def scatter(title: str, text: str, x: Axis, y: Axis, series: Sequence[Series]) -
     """A figure with one dot a series; a second and third point are the ends of its vertical interval."""
     across, up = _places(x, y)
     body = [_axes(x, y)]
+    taken: list[Point] = []
     for number, each in enumerate(series):
         (a, b), *ends = [(across(a), up(b)) for a, b in each.points]
         if len(ends) == 2 and all(math.isfinite(end) for _, end in ends):
             body.append(_line(ends, f'class="line {color(number)}"'))
         body.append(f'<circle class="dot {color(number)}" cx="{a:.1f}" cy="{b:.1f}" r="5"/>')
-        # Names go to the side that has room.
+        # Names go to the side that has room, and above one that is there already.
         anchor, gap = ("end", -9) if a > (LEFT + RIGHT) / 2 else ("start", 9)
+        while any(abs(a - there[0]) < NAME_WIDTH and abs(b - there[1]) < NAME_HEIGHT for there in taken):
+            b -= 3
+        taken.append((a, b))
         name = each.name if len(each.name) <= 22 else each.name[:21] + "…"
         body.append(
             f'<text class="name" x="{a + gap:.1f}" y="{b + 4:.1f}" text-anchor="{anchor}">{escape(name)}</text>'
         )
-    return _figure(title, text, "".join(body), [each.name for each in series])
+    return _figure(title, text, "".join(body), [])
 
 
-def ridges(title: str, text: str, x: Axis, rows: Sequence[tuple[str, Sequence[float]]]) -> str:
-    """A figure with one histogram a row, each to its own height; ``rows`` are names and shares of equal bins."""
+def ridges(title: str, text: str, x: Axis, rows: Sequence[tuple[str, Sequence[float]]], number: int) -> str:
+    """A figure with one histogram a row, each to its own height, in the color of series ``number``.
+
+    ``rows`` are names and shares of equal bins over the whole of ``x``.
+    """
     body = [_axes(x, None)]
     step = (BOTTOM - TOP) / max(1, len(rows))
-    for number, (name, shares) in enumerate(rows):
-        base, highest = TOP + step * (number + 1), max(max(shares, default=0.0), 1e-9)
+    for row, (name, shares) in enumerate(rows):
+        base, highest = TOP + step * (row + 1), max(max(shares, default=0.0), 1e-9)
         width = (RIGHT - LEFT) / max(1, len(shares))
         for place, share in enumerate(shares):
             if share > 0:

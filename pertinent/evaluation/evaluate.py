@@ -17,7 +17,7 @@ from pydantic import Field
 
 from pertinent.config import Config
 from pertinent.data.grades import scale_named
-from pertinent.data.readers import read_items, read_judgments
+from pertinent.data.readers import read_items, read_judgments, read_table
 from pertinent.errors import DataError, ScoringError
 from pertinent.evaluation.metrics import mrr, ndcg, recall_at
 from pertinent.evaluation.pooled import THRESHOLD, Floats, measure, pool
@@ -35,6 +35,7 @@ SCORED_AT_ONCE = 2048
 class EvaluateConfig(Config):
     """Settings of ``pertinent evaluate``.
 
+    ``columns`` are our column names and those of the files, such as ``title: product_name``.
     ``positive_grade`` is the lowest grade that counts as relevant; left out, that of the grade scale,
     or 1. A pair is predicted relevant when its score is at least ``threshold``.
     """
@@ -59,8 +60,9 @@ class EvaluateConfig(Config):
 
 def run_evaluate(config: EvaluateConfig, scorer: PairScorer) -> Evaluation:
     """The evaluation that a config describes; writes its report where one is asked for."""
-    items = read_items(config.items, rename=config.columns) if config.items else None
-    judgments = read_judgments(config.judgments, items=items, scale=config.scale, rename=config.columns)
+    renames = {path: _renames(path, config) for path in (config.items, config.judgments) if path is not None}
+    items = read_items(config.items, rename=renames[config.items]) if config.items else None
+    judgments = read_judgments(config.judgments, items=items, scale=config.scale, rename=renames[config.judgments])
     if config.split is not None:
         judgments = [judgment for judgment in judgments if judgment.split == config.split]
         if not judgments:
@@ -238,6 +240,15 @@ def _rank_queries(
             values[f"ndcg@{cut}"][number] = ndcg(scores[rows], grades[rows], cut)
             values[f"recall@{cut}"][number] = recall_at(scores[rows], relevant[rows], cut)
     return values
+
+
+def _renames(path: str, config: EvaluateConfig) -> dict[str, str]:
+    """The file's column names and ours. With two files, each needs only some of the names."""
+    renames = {theirs: ours for ours, theirs in config.columns.items()}
+    if config.items is None or not renames:
+        return renames
+    there = read_table(path).columns
+    return {theirs: ours for theirs, ours in renames.items() if theirs in there}
 
 
 def _checked(scores: Floats, judgments: Sequence[Judgment], name: str) -> Floats:

@@ -100,7 +100,7 @@ table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums
 caption{text-align:left;color:var(--soft);padding:0 0 6px}
 th,td{padding:5px 18px 5px 0;text-align:right;vertical-align:top;white-space:nowrap}
 th:first-child{text-align:left;position:sticky;left:0;background:var(--page);font-weight:500;
-white-space:normal;min-width:7.5rem;max-width:22rem;overflow-wrap:anywhere}
+white-space:normal;min-width:8.8rem;max-width:22rem;overflow-wrap:anywhere}
 thead th{font-weight:600;border-bottom:1px solid var(--rule);vertical-align:bottom}
 tbody tr+tr>*{border-top:1px solid var(--rule)}
 abbr{text-decoration:underline dotted var(--soft);text-underline-offset:3px;cursor:help}

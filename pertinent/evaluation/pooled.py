@@ -89,7 +89,9 @@ def average_precision(pooled: Pooled, weights: Floats) -> Floats:
 
 def spearman(pooled: Pooled, weights: Floats) -> Floats:
     """Rank correlation of score and grade; ties have their mean rank, also inside a resample."""
-    by_score = -_mid_ranks(weights, pooled.starts)[:, pooled.groups]
+    by_score = -_mid_ranks(weights, pooled.starts)
+    if len(pooled.starts) < len(pooled.scores):
+        by_score = by_score[:, pooled.groups]
     by_grade = _mid_ranks(weights[:, pooled.grade_order], pooled.grade_starts)[:, pooled.grade_groups]
     return _correlation(by_score, by_grade, weights)
 
@@ -187,8 +189,8 @@ def _ties(ordered: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def _sum_groups(weights: Floats, starts: NDArray[np.int64]) -> Floats:
-    if not len(starts):
-        return np.zeros((len(weights), 0))
+    if len(starts) == weights.shape[1]:
+        return weights  # no ties
     return np.asarray(np.add.reduceat(weights, starts, axis=1))
 
 

@@ -114,10 +114,12 @@ def report_page(
     body = (
         f"<header><h1>{escape(title)}</h1><p>{escape(lead)}</p>{fact_list(facts)}</header>",
         section("Quality", _metrics_table(evaluations), _notes(evaluations)),
-        section("Comparisons", *(_comparison_table(name, each) for name, each in comparisons.items())),
-        section("Speed", _speed_table(evaluations, speeds), grid([_quality_against_latency(evaluations, speeds)])),
         section("Curves", grid([_roc_chart(evaluations), _reliability_chart(evaluations)])),
-        section("Scores by grade", grid([_histogram(name, each) for name, each in evaluations.items()])),
+        section("Speed", _speed_table(evaluations, speeds), grid([_quality_against_latency(evaluations, speeds)])),
+        section("Comparisons", *(_comparison_table(name, each) for name, each in comparisons.items())),
+        section(
+            "Scores by grade", grid([_histogram(n, name, evaluations[name]) for n, name in enumerate(evaluations)])
+        ),
         section("Slices", *_slice_tables(evaluations)),
         section("Thresholds", *(_threshold_details(name, each) for name, each in evaluations.items())),
         section("Queries to look at", *(_worst_queries(name, each) for name, each in evaluations.items())),
@@ -144,7 +146,7 @@ def _comparison_table(title: str, differences: Mapping[str, Difference]) -> str:
         [
             escape(name),
             _estimate(Estimate(*d[:3]), False, signed=True),
-            "–" if math.isnan(d.p_value) else f"{d.p_value:.3f}",
+            _p_value(d.p_value),
         ]
         for name, d in differences.items()
     ]
@@ -214,7 +216,7 @@ def _reliability_chart(evaluations: Evaluations) -> str:
     )
 
 
-def _histogram(name: str, each: Evaluation) -> str:
+def _histogram(number: int, name: str, each: Evaluation) -> str:
     low, high = (0.0, 1.0) if _probabilities(each) else (float(each.scores.min()), float(each.scores.max()))
     high = high if high > low else low + 1
     levels = np.unique(each.grades)[::-1]
@@ -228,9 +230,10 @@ def _histogram(name: str, each: Evaluation) -> str:
         rows.append((f"{label} ({int(chosen.sum()):,})", (counts / max(1, counts.sum())).tolist()))
     return ridges(
         name,
-        "How the scores of each grade are spread, each row to its own height; the number of pairs in brackets.",
+        "How the scores of each grade spread, each row to its own height; pairs in brackets.",
         Axis(low, high, "score", SHARE if (low, high) == (0, 1) else round_ticks(low, high)),
         rows,
+        number,
     )
 
 
@@ -312,6 +315,12 @@ def _estimate(estimate: Estimate | None, best: bool, signed: bool = False) -> st
     if math.isnan(estimate.low):
         return text
     return f'{text} <span class="range">{estimate.low:{sign}.3f} to {estimate.high:{sign}.3f}</span>'
+
+
+def _p_value(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    return "&lt;0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _share(value: float | None) -> str:

@@ -1,0 +1,161 @@
+"""The page: opens offline, escapes what came from outside, says the same as its JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pertinent.errors import DataError
+from pertinent.evaluation.charts import Axis, Series, line_chart, log_ticks, round_ticks, scatter
+from pertinent.evaluation.compare import compare
+from pertinent.evaluation.evaluate import evaluate, evaluate_scores
+from pertinent.evaluation.report import write_report
+from pertinent.evaluation.speed import latency_stats
+from pertinent.records import Judgment
+
+Judged = Callable[..., list[Judgment]]
+
+HOSTILE = '"><script>alert(1)</script><img src=http://x onerror=alert(1)>{body}{style}'
+VOID = {"meta", "br", "img", "link", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and keeps what a reader needs."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, tag
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory, words: type[Any], judged: Judged) -> tuple[str, dict[str, object]]:
+    rows = [*judged(40), Judgment(HOSTILE, "x", 1.0, title="t"), Judgment(HOSTILE, "y", 0.0, title=HOSTILE)]
+    shared = evaluate(words("words"), rows, positive_grade=1.0, bootstrap=50)
+    raw = evaluate_scores(np.linspace(12, -3, len(rows)), rows, name="bm25", positive_grade=1.0, bootstrap=50)
+    path = write_report(
+        tmp_path_factory.mktemp("report") / "deeper" / "report.html",
+        {"words": shared, HOSTILE: raw},
+        title=f"Report of {HOSTILE}",
+        facts={"machine": "2 cores & more"},
+        speeds={"words": latency_stats([1.0, 2.0, 3.0], items=100), HOSTILE: latency_stats([0.9])},
+        comparisons={"words less bm25": compare(shared, raw, resamples=50)},
+    )
+    return path.read_text(encoding="utf-8"), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def test_the_page_opens_offline(page: tuple[str, dict[str, object]]) -> None:
+    found = Page(page[0])
+    assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in found.tags}
+    for _, attributes in found.tags:
+        assert not any(name in ("src", "href", "srcset") or name.startswith("on") for name in attributes)
+    style = re.search(r"<style>(.*?)</style>", page[0], re.S)
+    assert style is not None and "url(" not in style[1] and "@import" not in style[1]
+    assert "default-src 'none'" in page[0]
+
+
+def test_text_from_outside_is_escaped(page: tuple[str, dict[str, object]]) -> None:
+    assert "<script" not in page[0] and "<img" not in page[0]
+    assert "&lt;script&gt;alert(1)" in page[0]
+    assert "{body}" in page[0]  # stays text, is not filled in
+
+
+def test_charts_and_tables_can_be_listened_to(page: tuple[str, dict[str, object]]) -> None:
+    found = Page(page[0])
+    charts = [attributes for tag, attributes in found.tags if tag == "svg" and attributes.get("role") == "img"]
+    assert len(charts) == 5  # ROC, reliability, quality against latency, two histograms
+    assert found.count("desc") == len(charts) == found.count("figcaption")
+    assert found.count("caption") == found.count("table") > 5
+    assert all("scope" in attributes for tag, attributes in found.tags if tag == "th")
+    assert "nan" not in re.sub(r"<style>.*?</style>|naïve", "", page[0], flags=re.S).replace("finance", "").split()
+
+
+def test_numbers_of_the_page_are_in_the_json(page: tuple[str, dict[str, object]]) -> None:
+    text, numbers = page
+    first = numbers["evaluations"]["words"]  # type: ignore[index]
+    for value in first["metrics"].values():
+        assert f"{value['value']:.3f}" in text
+    assert first["reliability"] and first["thresholds"] and first["roc"][-1] == [1.0, 1.0]
+    second = numbers["evaluations"][HOSTILE]  # type: ignore[index]
+    assert second["reliability"] is None and second["thresholds"] == []
+    assert numbers["speeds"]["words"]["p50"] == 2.0  # type: ignore[index]
+    assert numbers["comparisons"]["words less bm25"]["auc"]["p_value"] > 0  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [Judgment("q", "1", 1.0, title="t")],
+        [Judgment("q", "1", 0.0, title="t"), Judgment("q", "2", 0.0, title="t")],
+        [Judgment("耳机", str(n), n / 7, title="耳机" * n) for n in range(8)],
+    ],
+    ids=["one", "one class and ties", "many grades"],
+)
+def test_degenerate_sets_make_a_page_too(tmp_path: Path, rows: list[Judgment], words: type[Any]) -> None:
+    result = evaluate(words(), rows, positive_grade=1.0)
+    flat = evaluate_scores(np.full(len(rows), 7.0), rows, name="flat", positive_grade=1.0)
+    path = write_report(tmp_path / "r.html", {"a": result, "b": flat}, speeds={"a": latency_stats([1.0])})
+    Page(path.read_text(encoding="utf-8"))
+
+
+def test_scorers_of_different_judgments_are_not_shown_as_comparable(
+    tmp_path: Path, words: type[Any], judged: Judged
+) -> None:
+    both = {str(n): evaluate(words(), judged(n), positive_grade=1.0, bootstrap=0) for n in (5, 6)}
+    assert "do not compare" in write_report(tmp_path / "r.html", both).read_text(encoding="utf-8")
+
+
+def test_wrong_use_says_what_to_do(tmp_path: Path, words: type[Any], judged: Judged) -> None:
+    result = evaluate(words(), judged(3), positive_grade=1.0, bootstrap=0)
+    with pytest.raises(DataError, match=r"name it report\.html"):
+        write_report(tmp_path / "r.json", {"a": result})
+    with pytest.raises(DataError, match="no evaluation"):
+        write_report(tmp_path / "r.html", {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_charts_leave_out_points_that_are_not_finite() -> None:
+    axis = Axis(0, 1, "x", (0, 1))
+    chart = line_chart("t", "d", axis, axis, [Series("a", [(0, math.nan), (0.5, 0.5)]), Series("b", [])], dots=True)
+    assert chart.count("<circle") == 1 and "nan" not in chart
+
+
+def test_names_of_near_dots_do_not_lie_on_each_other() -> None:
+    axis = Axis(0, 1, "x", ())
+    chart = scatter("t", "d", axis, axis, [Series(name, [(0.2, 0.5)]) for name in ("a", "b", "a very long name of it")])
+    heights = [float(y) for y in re.findall(r'class="name" x="[\d.]+" y="([\d.]+)"', chart)]
+    assert min(abs(a - b) for n, a in enumerate(heights) for b in heights[:n]) >= 12
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.91, 0.93), (-3, 17), (0, 1e6), (5, 5)])
+def test_ticks_are_few_and_within_the_range(low: float, high: float) -> None:
+    ticks = round_ticks(low, high)
+    assert 1 <= len(ticks) <= 6 and low - 1e-9 <= min(ticks) and max(ticks) <= high + 1e-9
+
+
+def test_wide_log_axes_show_only_tens() -> None:
+    assert log_ticks(0.5, 2000) == [1.0, 10.0, 100.0, 1000.0]
