@@ -42,7 +42,7 @@ def model_card(facts: CardFacts) -> str:
         f"# {facts.title}",
         "A query-title relevance model: it gives the probability that an item is relevant to a search query.",
         "```python\nfrom pertinent import Scorer\n\n"
-        f'scorer = Scorer.load("{facts.title}")\n'
+        f'scorer = Scorer.load("path/to/{facts.title}")\n'
         'scorer.score("wireless earbuds", ["Bluetooth earbuds with case", "Tea pot"])\n```',
         "## Network",
         _table(
