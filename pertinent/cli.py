@@ -151,11 +151,12 @@ COMMANDS: dict[str, Command] = {
             ),
             Flag("--epochs", "epochs", "passes over the training pairs", float, "N"),
             Flag("--seed", "seed", "of all randomness", int, "N"),
+            Flag("--resume", "resume", "go on where a stopped run of the same settings was", switch=True),
             OUT,
         ),
         (
-            "pertinent train --config train.yaml",
-            "pertinent train --config train.yaml --set learning_rate=2.0e-5 --out runs/model",
+            "pertinent train --judgments judgments.csv --out runs/model",
+            "pertinent train --config configs/train-esci.yaml --set learning_rate=2.0e-5 --out runs/esci",
         ),
     ),
     "evaluate": Command(
@@ -324,6 +325,8 @@ def _settings(name: str, command: Command, arguments: argparse.Namespace) -> Any
         given = getattr(arguments, flag.dest, None)
         if given is not None:
             values[flag.setting] = given
+    if "progress" in config.model_fields:
+        values.setdefault("progress", not arguments.json)
     values = override(values, arguments.set)
     missing = [
         f"{flag.name} is required: {flag.help}; see: pertinent {name} --help"

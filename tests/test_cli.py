@@ -352,9 +352,34 @@ def test_plain_values_are_json() -> None:
     assert commands.plain(value) == {"a": None, "b": [0.5, "x"], "3": [None, None]}
 
 
-def test_train_prints_the_artifact(capsys: pytest.CaptureFixture[str], tiny_artifact: Artifact) -> None:
-    commands.show_artifact(tiny_artifact, doctor.DoctorConfig())
-    assert tiny_artifact.version in capsys.readouterr().out
+@pytest.mark.slow
+def test_train_makes_a_model_that_scores(shop: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = ["usb cable", "water bottle", "tea pot", "wireless earbuds"]
+    rows = [
+        f"{query} {number},{title} for men,{int(query == title)},{split}"
+        for number, split in enumerate(["train"] * 6 + ["valid"] * 3 + ["test"] * 3)
+        for query in kinds
+        for title in kinds
+    ]
+    Path("train.csv").write_text("query,title,grade,split\n" + "\n".join(rows) + "\n")
+    argv = ["train", "--judgments", "train.csv", "--start", "model", "--epochs", "1", "--out", "trained"]
+    made = ask_json(capsys, *argv, "--set", "bootstrap=20")
+    assert (made["kind"], made["path"]) == ("model", "trained")
+    assert made["metrics"]
+    found = ask_json(capsys, "score", "tea pot", "--items", "items.csv", "--model", "trained")
+    assert len(found["results"]) == 5
+    text = ask(capsys, "bench", "trained", "--candidates", "2", "--turns", "1", "--backends", "onnx")
+    assert "golden pairs" in text
+    assert "exists and is not an artifact" in refused(capsys, *argv[:-1], "items.csv")
+
+
+def test_show_artifact_prints_place_and_metrics(capsys: pytest.CaptureFixture[str], tiny_artifact: Artifact) -> None:
+    measured = Artifact(tiny_artifact.path, {**tiny_artifact.manifest, "metrics": {"auc": 0.75, "nested": {"a": 1}}})
+    commands.show_artifact(measured, doctor.DoctorConfig())
+    text = capsys.readouterr().out
+    assert f"model {tiny_artifact.version} in {tiny_artifact.path}" in text
+    assert re.search(r"auc +0\.7500", text)
+    assert "nested" not in text
 
 
 # ---------------------------------------------------------------- bad input
@@ -449,6 +474,22 @@ def test_a_config_typo_names_file_key_and_suggestion(shop: Path, capsys: pytest.
     assert "error: evaluate.yaml: judgements: unknown key; did you mean 'judgments'?" in lines
     assert "error: evaluate.yaml: judgments: this setting is required" in lines
     assert any(line.startswith("error: evaluate.yaml: bootstrap: ") for line in lines)
+
+
+def test_a_training_config_typo_writes_nothing(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("train.yaml").write_text("judgments: judgments.csv\nepohcs: 3\nobjective: [{type: softmax, wieght: 1}]\n")
+    lines = refused(capsys, "train", "--config", "train.yaml", "--out", "runs/model").splitlines()
+    assert "error: train.yaml: epohcs: unknown key; did you mean 'epochs'?" in lines
+    assert "error: train.yaml: objective.0.wieght: unknown key; did you mean 'weight'?" in lines
+
+
+@pytest.mark.parametrize("case", BAD_JUDGMENTS)
+def test_training_on_bad_judgments_writes_nothing(case: str, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content, expected = BAD_JUDGMENTS[case]
+    Path("bad.csv").write_text(content)
+    said = refused(capsys, "train", "--judgments", "bad.csv", "--out", "model")
+    assert said.startswith("error: bad.csv")
+    assert expected in said
 
 
 def test_a_missing_extra_says_the_command(

@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 
 import pertinent
 from pertinent.artifact import Artifact
+from pertinent.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "pertinent" / "shipped"
@@ -112,6 +113,23 @@ def test_other_commands_need_only_the_core(name: str, tmp_path: Path, tiny_artif
     assert done.returncode == 0, done.stderr
     assert not re.search("warning|traceback", done.stderr, re.IGNORECASE)
     json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_every_command_needs_only_the_core(name: str) -> None:
+    code = BLOCK.format(heavy=HEAVY) + "from pertinent.cli import main\nsys.exit(main(sys.argv[1:]))"
+    done = python(code, name, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "settings for --config" in done.stdout
+
+
+def test_training_without_the_extra_says_the_command(tmp_path: Path) -> None:
+    (tmp_path / "judgments.csv").write_text("query,title,grade\nearbuds,earbuds,1\nearbuds,tea pot,0\n")
+    code = BLOCK.format(heavy=HEAVY) + "from pertinent.cli import main\nsys.exit(main(sys.argv[1:]))"
+    done = python(code, "train", "--judgments", "judgments.csv", "--out", "model", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: this needs torch, which is not installed; run: pip install 'pertinent[train]'\n"
+    assert os.listdir(tmp_path) == ["judgments.csv"]
 
 
 def test_what_needs_an_extra_says_the_command(tmp_path: Path, tiny_artifact: Artifact) -> None:
