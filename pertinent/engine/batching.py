@@ -37,12 +37,13 @@ def plan(
     shapes, starts = np.unique(keys, axis=0, return_index=True)
     bounds = np.append(starts, len(order))
     total = int(keys.sum())
-    limit = max(1, min(max_tokens, max(MIN_TOKENS, total // (2 * workers))))
+    if workers > 1:
+        max_tokens = min(max_tokens, max(MIN_TOKENS, total // (2 * workers)))
     batches: list[tuple[int, NDArray[np.int64]]] = []
     for first, last in _groups(shapes, np.diff(bounds), overhead):
         rows = order[bounds[first] : bounds[last]]
         width = int(shapes[first:last].max(axis=0).sum())
-        pieces = -(-len(rows) // max(1, limit // width))
+        pieces = -(-len(rows) // max(1, max_tokens // width))
         batches.extend((width, piece) for piece in np.array_split(rows, pieces))
     # Longest first: the short ones fill the gaps at the end when several workers take them in turn.
     batches.sort(key=lambda batch: -batch[0] * len(batch[1]))

@@ -40,6 +40,7 @@ _log = logging.getLogger(__name__)
 
 PARITY = 1e-4
 OPSET = 20  # the first with Gelu as one operator
+IR_VERSION = 10  # what every ONNX Runtime that we allow can read
 GATE_FILE = "int8_gate.json"
 # Smaller weights than this stay inside the graph file.
 _EXTERNAL_FROM = 8
@@ -318,6 +319,7 @@ def _externalize(model: Any, weights: Mapping[str, NDArray[Any]]) -> None:
     for node in model.graph.node:
         for place, name in enumerate(node.input):
             node.input[place] = renamed.get(name, name)
+    model.ir_version = min(model.ir_version, IR_VERSION)
     # Shapes are inferred again when the graph is loaded; they tripled the file.
     del model.graph.value_info[:]
 

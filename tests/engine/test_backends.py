@@ -67,7 +67,7 @@ def test_a_flipped_bit_is_refused_with_file_and_digest(
 ) -> None:
     from pertinent.engine.scorer import Scorer
 
-    artifact = artifact_maker(tmp_path / "m", tiny_network, tiny_pairs, graph=False)
+    artifact = artifact_maker(tmp_path / "model", tiny_network, tiny_pairs, graph=False)
     path = artifact.path / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[-3] ^= 4
@@ -78,4 +78,4 @@ def test_a_flipped_bit_is_refused_with_file_and_digest(
     with pytest.raises(ArtifactError, match="missing"):
         Scorer.load(artifact.path)
     with pytest.raises(ArtifactError, match="did you mean"):
-        open_artifact(tmp_path / "n")
+        open_artifact(tmp_path / "modle")

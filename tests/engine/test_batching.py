@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -60,7 +62,7 @@ def test_grouping_is_the_cheapest_of_all() -> None:
         costs = []
         for cuts in range(2**5):
             bounds = [0, *(i + 1 for i in range(5) if cuts >> i & 1), 6]
-            pairs = list(zip(bounds, bounds[1:], strict=False))
+            pairs = list(itertools.pairwise(bounds))
             costs.append(sum((b - a) * (4 + ordered[a:b].max()) + 10 for a, b in pairs))
         batches = plan(query, item, max_tokens=10_000, overhead=10)
         found = sum(len(rows) * (4 + item[rows].max()) + 10 for rows in batches)

@@ -20,7 +20,7 @@ def model_of(nodes: list[Any], initializers: list[Any] | None = None, **more: An
     inputs = [helper.make_tensor_value_info("token_ids", TensorProto.INT64, ["batch", "length"])]
     outputs = [helper.make_tensor_value_info("logit", TensorProto.FLOAT, ["batch"])]
     content = helper.make_graph(nodes, "main", inputs, outputs, initializers or [])
-    model = helper.make_model(content, opset_imports=[helper.make_opsetid("", 20)], **more)
+    model = helper.make_model(content, opset_imports=[helper.make_opsetid("", 20)], ir_version=10, **more)
     data: bytes = model.SerializeToString()
     return data
 
@@ -62,13 +62,18 @@ def _external(kind: int) -> Any:
 
 
 BAD = {
-    "unknown operator": (lambda: model_of([helper.make_node("RandomNormal", [], ["logit"], shape=[1])]), "RandomNormal"),
+    "unknown operator": (
+        lambda: model_of([helper.make_node("RandomNormal", [], ["logit"], shape=[1])]),
+        "RandomNormal",
+    ),
     "custom domain": (
         lambda: model_of([helper.make_node("Cast", ["token_ids"], ["logit"], domain="evil")]),
         "evil.Cast",
     ),
     "control flow": (
-        lambda: model_of([helper.make_node("If", ["token_ids"], ["logit"], then_branch=_branch(), else_branch=_branch())]),
+        lambda: model_of(
+            [helper.make_node("If", ["token_ids"], ["logit"], then_branch=_branch(), else_branch=_branch())]
+        ),
         "control flow",
     ),
     "attribute elsewhere": (
@@ -82,7 +87,8 @@ BAD = {
     ),
     "function": (
         lambda: model_of(
-            [CAST], functions=[helper.make_function("d", "f", ["x"], ["y"], [helper.make_node("Abs", ["x"], ["y"])], [])]
+            [CAST],
+            functions=[helper.make_function("d", "f", ["x"], ["y"], [helper.make_node("Abs", ["x"], ["y"])], [])],
         ),
         "functions",
     ),

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from pertinent.artifact import Artifact, open_artifact, write_artifact
+from pertinent.engine import export as export_module
+from pertinent.engine.export import ExportConfig, export, ragged_batches, spearman, write_golden, write_graph
+from pertinent.engine.scorer import Scorer
+from pertinent.errors import ArtifactError, ConfigError, DataError
+from pertinent.lexicon.pairs import PairTokenizer
+from pertinent.models.store import save_network
+from pertinent.records import Judgment, Pair
+
+TITLES = ["wireless earbuds", "usb cable", "tea pot green", "coffee mug for men", "screen protector", "water bottle 2"]
+JUDGED = [
+    Judgment(q, str(i), float(i % 3) / 2, title) for q in ("tea", "usb c", "mug") for i, title in enumerate(TITLES)
+]
+LENIENT = {"min_spearman": 0.5, "min_top_overlap": 0.5, "max_judged_loss": 1.0}
+
+
+@pytest.fixture
+def model(tiny_network: Any, tiny_pairs: PairTokenizer, tiny_artifact: Artifact, tmp_path: Path) -> Path:
+    """A model folder with a graph and golden scores."""
+    with write_artifact(tmp_path / "model", "model", {"seed": 1}, metrics={"auc": 0.5}) as aside:
+        save_network(aside, tiny_network, tiny_pairs)
+        (aside / "graph.onnx").write_bytes(tiny_artifact.file("graph.onnx").read_bytes())
+        write_golden(aside, [Pair("tea", title) for title in TITLES], tiny_network, tiny_pairs)
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch, tiny_artifact: Artifact, tiny_network: Any) -> None:
+    """The exporter's slow part replaced by the graph it gave before, weights inside."""
+    import onnx
+
+    from pertinent.engine.onnx_backend import read_weights
+
+    def trace(network: Any) -> Any:
+        graph = onnx.load(tiny_artifact.file("graph.onnx"), load_external_data=False)
+        shapes = {t.name: tuple(t.dims) for t in graph.graph.initializer if t.data_location == t.EXTERNAL}
+        weights = read_weights(tiny_artifact.file("model.safetensors"), shapes)
+        for tensor in graph.graph.initializer:
+            if tensor.name in weights:
+                tensor.CopyFrom(onnx.numpy_helper.from_array(weights[tensor.name], tensor.name))
+        return graph
+
+    monkeypatch.setattr(export_module, "_trace", trace)
+
+
+def test_export_keeps_everything_else_and_adds_int8_where_it_is_good(model: Path, traced: None, tmp_path: Path) -> None:
+    before = open_artifact(model)
+    made = export(ExportConfig(model=str(model), out=str(tmp_path / "out"), **LENIENT), JUDGED)
+    assert made.config == {"seed": 1}
+    assert made.metrics["auc"] == 0.5
+    assert made.metrics["onnx_difference"] < 1e-4
+    assert made.metrics["int8"]["passed"]
+    assert made.metrics["int8"]["spearman"] > 0.9
+    assert made.json("int8_gate.json") == made.metrics["int8"]
+    assert made.manifest["inputs"]["model"] == before.version
+    for name in ("model.safetensors", "tokenizer.json", "model.json"):
+        assert made.file(name).read_bytes() == before.file(name).read_bytes()
+    # The golden file knows the scores of both, so both load.
+    for backend in ("torch", "onnx", "onnx-int8"):
+        Scorer.load(made.path, backend)
+    assert set(made.json("golden.json")["logits"]) == {"float32", "onnx-int8"}
+    assert made.manifest["files"]["graph.int8.onnx"]["bytes"] < 60_000
+
+
+def test_int8_that_ranks_otherwise_is_not_kept(model: Path, traced: None, caplog: pytest.LogCaptureFixture) -> None:
+    limits = {"min_spearman": 1.0, "min_top_overlap": 1.0, "max_judged_loss": 0.0, "top": 5}
+    with caplog.at_level(logging.WARNING):
+        made = export(ExportConfig(model=str(model), **{**limits, "pairs": 15}), JUDGED)
+    gate = made.metrics["int8"]
+    assert made.path == model
+    assert gate["pairs"] == 15
+    if gate["passed"]:  # a tiny model may round without a trace
+        pytest.skip("int8 ranks exactly as float32 here")
+    assert not made.has("graph.int8.onnx")
+    assert "int8 is not kept" in caplog.text
+    Scorer.load(model)
+
+
+def test_every_limit_of_the_gate_has_its_reason(
+    model: Path, traced: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = export(ExportConfig(model=str(model), out=str(tmp_path / "out"), **LENIENT), JUDGED)
+    _, pairs = export_module.load_network(made)
+    calls = iter([np.arange(18.0), np.arange(18.0)[::-1]])
+    monkeypatch.setattr(Scorer, "pair_logits", lambda self, texts: next(calls))
+    grades = [Judgment("q", str(i), i / 17, "t") for i in range(18)]
+    gate = export_module.int8_gate(made.path, pairs, grades, ExportConfig(top=5))
+    assert not gate.passed
+    assert [reason.split(" ")[0] for reason in gate.reasons] == ["rank", "0%", "rank"]
+    assert (gate.spearman, gate.top_overlap, gate.judged_loss) == (-1.0, 0.0, 2.0)
+
+
+def test_without_int8_no_judgments_are_needed(model: Path, traced: None) -> None:
+    made = export(ExportConfig(model=str(model), int8=False), [])
+    assert not made.has("graph.int8.onnx")
+    assert "int8" not in made.metrics
+    with pytest.raises(DataError, match="give judgments, or set int8=false"):
+        export(ExportConfig(model=str(model)), [])
+
+
+def test_a_graph_that_differs_from_torch_is_not_kept(
+    tiny_network: Any, tiny_pairs: PairTokenizer, traced: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    changed = copy.deepcopy(tiny_network)
+    with torch.no_grad():
+        changed.pooler.bias.add_(0.05)
+    save_network(tmp_path, tiny_network, tiny_pairs)
+    monkeypatch.setattr(export_module, "_as_saved", lambda network, folder: changed)
+    with pytest.raises(ArtifactError, match=r"differs from torch by .* not kept"):
+        write_graph(tiny_network, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors", "tokenizer.json"]
+
+
+def test_the_network_is_saved_before_its_graph(tiny_network: Any, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="save the network before its graph"):
+        write_graph(tiny_network, tmp_path)
+
+
+def test_write_graph_leaves_network_and_logging_as_they_were(
+    tiny_network: Any, tiny_pairs: PairTokenizer, traced: None, tmp_path: Path
+) -> None:
+    level = logging.getLogger().level
+    state = copy.deepcopy(tiny_network.state_dict())
+    save_network(tmp_path, tiny_network, tiny_pairs)
+    assert write_graph(tiny_network, tmp_path) < 1e-4
+    assert logging.getLogger().level == level
+    assert all(torch.equal(value, state[key]) for key, value in tiny_network.state_dict().items())
+
+
+def test_spearman_is_scipys() -> None:
+    random = np.random.default_rng(0)
+    a, b = random.integers(0, 9, 50), random.normal(size=50)
+    assert spearman(a, b) == pytest.approx(spearmanr(a, b).statistic)
+    assert spearman(np.ones(3), np.ones(3)) == 1.0
+    assert spearman(np.ones(3), np.arange(3)) == 0.0
+    assert spearman(np.zeros(0), np.zeros(0)) == 1.0
+
+
+def test_ragged_batches_have_padding_in_both_blocks_and_real_first_columns(tiny_network: Any) -> None:
+    for batch in ragged_batches(tiny_network.config):
+        assert batch.mask[:, 0].all()
+        assert batch.mask[:, batch.query_length].all()
+        assert batch.position_ids.max() < tiny_network.config.max_positions
+    first = next(ragged_batches(tiny_network.config))
+    assert not first.mask.all()
+
+
+def test_config_typos_are_named() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'min_spearman'"):
+        ExportConfig.build({"min_spearmen": 0.9})
