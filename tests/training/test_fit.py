@@ -134,48 +134,43 @@ def test_schedule_and_decay_groups(tiny_network: EiSRC) -> None:
 
 # Killing and resuming
 
+CHILD = """
+import importlib.util, os, signal, sys
+import torch
 
-def resumable(build: Build) -> tuple[FitConfig, TrainingSet, TrainingSet]:
-    config = FitConfig(
-        **{**QUICK, "epochs": 3, "learning_rate": 1e-3},
-        objective=[Softmax(inverse_temperature=2.0, final_inverse_temperature=0.5), MarginMSE(weight=0.1)],
-        eval_every=4,
-        log_every=3,
-        early_stopping=0,
-    )
-    return config, build(25, 4, 0), build(10, 4, 1)
+torch.set_num_threads(1)
+spec = importlib.util.spec_from_file_location("tiny", sys.argv[1])
+tiny = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tiny)
+from pertinent.training.fit import fit
+
+pairs = tiny.make_pairs()
+network = tiny.make_network(pairs)
+calls = [0]
+
+def count(*_):
+    calls[0] += network.training
+    if calls[0] == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+network.register_forward_pre_hook(count)
+training, validation = tiny.make_set(pairs, 25, 4, 0), tiny.make_set(pairs, 10, 4, 1)
+fit(network, pairs, training, tiny.resumable_config(), validation, sys.argv[2])
+"""
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_killed_run_resumes_bit_for_bit(
-    tiny_network: EiSRC, tiny_pairs: PairTokenizer, shop_set: Build, tmp_path: Path
+    tiny_network: EiSRC, tiny_pairs: PairTokenizer, shop_set: Build, resumable: FitConfig, tmp_path: Path
 ) -> None:
     """The child is killed with SIGKILL in the middle of a step between two checkpoints."""
-    config, training, validation = resumable(shop_set)
+    config, training, validation = resumable, shop_set(25, 4, 0), shop_set(10, 4, 1)
     straight = copy.deepcopy(tiny_network)
     one_go = fit(straight, tiny_pairs, training, config, validation, tmp_path / "straight")
 
     folder = tmp_path / "killed"
-    pid = os.fork()
-    if pid == 0:  # the same process image, so nothing has to be built again
-
-        def die(*_: Any) -> None:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        network = copy.deepcopy(tiny_network)
-        calls = [0]
-
-        def count(*_: Any) -> None:
-            calls[0] += network.training
-            if calls[0] == 7:
-                die()
-
-        network.register_forward_pre_hook(count)
-        try:
-            fit(network, tiny_pairs, training, config, validation, folder)
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(pid, 0)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    arguments = [sys.executable, "-c", CHILD, str(Path(__file__).with_name("conftest.py")), str(folder)]
+    assert subprocess.run(arguments, check=False).returncode == -signal.SIGKILL
     assert (folder / "checkpoint-4" / checkpoints.COMPLETE).is_file()
 
     # What a kill in the middle of a save leaves behind must not be taken for a checkpoint.
@@ -186,9 +181,8 @@ def test_a_killed_run_resumes_bit_for_bit(
     assert rest.resumed_from == 4
     assert equal(weights(straight), weights(resumed))
     assert rest.metrics == one_go.metrics
-    for kept in ("model.safetensors",):
-        last = f"checkpoint-{one_go.steps}/{kept}"
-        assert equal(load_file(tmp_path / "straight" / last), load_file(folder / last))
+    last = f"checkpoint-{one_go.steps}/model.safetensors"
+    assert equal(load_file(tmp_path / "straight" / last), load_file(folder / last))
 
     def reported(history: list[dict[str, float]]) -> list[dict[str, float]]:
         return [{k: v for k, v in entry.items() if not k.startswith("train_")} for entry in history[:-1]]
@@ -197,9 +191,9 @@ def test_a_killed_run_resumes_bit_for_bit(
 
 
 def test_a_finished_run_resumes_to_its_result_without_training(
-    tiny_network: EiSRC, tiny_pairs: PairTokenizer, shop_set: Build, tmp_path: Path
+    tiny_network: EiSRC, tiny_pairs: PairTokenizer, shop_set: Build, resumable: FitConfig, tmp_path: Path
 ) -> None:
-    config, training, validation = resumable(shop_set)
+    config, training, validation = resumable, shop_set(25, 4, 0), shop_set(10, 4, 1)
     for valid in (validation, None):
         first, again = copy.deepcopy(tiny_network), copy.deepcopy(tiny_network)
         folder = tmp_path / str(valid is None)
@@ -211,9 +205,9 @@ def test_a_finished_run_resumes_to_its_result_without_training(
 
 
 def test_other_settings_or_data_do_not_resume(
-    tiny_network: EiSRC, tiny_pairs: PairTokenizer, shop_set: Build, tmp_path: Path
+    tiny_network: EiSRC, tiny_pairs: PairTokenizer, shop_set: Build, resumable: FitConfig, tmp_path: Path
 ) -> None:
-    config, training, validation = resumable(shop_set)
+    config, training, validation = resumable, shop_set(25, 4, 0), shop_set(10, 4, 1)
     fit(tiny_network, tiny_pairs, training, config, validation, tmp_path)
     other = config.model_copy(update={"seed": 5, "log_every": 1})
     with pytest.raises(ConfigError, match=r"begun with other seed; set them back, or set resume: false"):
@@ -287,11 +281,16 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
-    tiny_network: EiSRC, tiny_pairs: PairTokenizer, shop_set: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_network: EiSRC,
+    tiny_pairs: PairTokenizer,
+    shop_set: Build,
+    resumable: FitConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     save = torch.save
     monkeypatch.setattr(torch, "save", lambda *a, **k: _full_disk() if "checkpoint-4" in str(a[1]) else save(*a, **k))
-    config, training, validation = resumable(shop_set)
+    config, training, validation = resumable, shop_set(25, 4, 0), shop_set(10, 4, 1)
     config = config.model_copy(update={"eval_every": 2})
     with pytest.raises(ArtifactError, match=r"checkpoint 4 cannot be written .*resume: true"):
         fit(copy.deepcopy(tiny_network), tiny_pairs, training, config, validation, tmp_path)
