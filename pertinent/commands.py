@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -418,12 +418,14 @@ def _usable_backends(model: str | None) -> list[str]:
 
 def _judged_titles(config: EvaluateConfig) -> list[str]:
     """What a lexical baseline is fitted on: the catalog where it is given, else the judged titles."""
-    from pertinent.data.readers import read_items, read_judgments
+    from pertinent.data.readers import items_of, judgments_of, read_table
 
+    table = read_table(config.items or config.judgments)
+    names = [config.columns.get(name, name) for name in table.columns]
+    table = replace(table, columns=dict(zip(names, table.columns.values(), strict=True)))
     if config.items is not None:
-        return [item.title for item in read_items(config.items, rename=config.columns)]
-    judgments = read_judgments(config.judgments, scale=config.scale, rename=config.columns)
-    return list(dict.fromkeys(judgment.title for judgment in judgments))
+        return [item.title for item in items_of(table)]
+    return list(dict.fromkeys(judgment.title for judgment in judgments_of(table, scale=config.scale)))
 
 
 def _bench_titles(config: BenchConfig) -> list[str]:

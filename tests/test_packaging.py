@@ -64,7 +64,8 @@ def python(code: str, *argv: str, **named: object) -> subprocess.CompletedProces
 
 
 def test_import_takes_less_than_150_ms() -> None:
-    code = "import time; start = time.perf_counter(); import pertinent; print(time.perf_counter() - start)"
+    # Processor time: other work on the machine does not count.
+    code = "import time; start = time.process_time(); import pertinent; print(time.process_time() - start)"
     best = min(float(python(code).stdout) for _ in range(5))
     assert best < 0.15
 

@@ -35,7 +35,7 @@ SCORED_AT_ONCE = 2048
 class EvaluateConfig(Config):
     """Settings of ``pertinent evaluate``.
 
-    ``columns`` are our column names and those of the files, such as ``title: product_name``.
+    ``columns`` maps columns of the files to ours, such as ``product_name: title``.
     ``positive_grade`` is the lowest grade that counts as relevant; left out, that of the grade scale,
     or 1. A pair is predicted relevant when its score is at least ``threshold``.
     """
@@ -244,11 +244,10 @@ def _rank_queries(
 
 def _renames(path: str, config: EvaluateConfig) -> dict[str, str]:
     """The file's column names and ours. With two files, each needs only some of the names."""
-    renames = {theirs: ours for ours, theirs in config.columns.items()}
-    if config.items is None or not renames:
-        return renames
+    if config.items is None or not config.columns:
+        return config.columns
     there = read_table(path).columns
-    return {theirs: ours for theirs, ours in renames.items() if theirs in there}
+    return {theirs: ours for theirs, ours in config.columns.items() if theirs in there}
 
 
 def _checked(scores: Floats, judgments: Sequence[Judgment], name: str) -> Floats:

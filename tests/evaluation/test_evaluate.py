@@ -178,7 +178,7 @@ def test_a_config_runs_from_file_to_report(judgment_file: Path, scorer: PairScor
     config = EvaluateConfig(
         judgments=str(judgment_file),
         scale="esci",
-        columns={"title": "name"},
+        columns={"name": "title"},
         split="test",
         bootstrap=20,
         report=str(tmp_path / "out" / "report.html"),
@@ -197,13 +197,13 @@ def test_columns_are_renamed_in_the_file_that_has_them(scorer: PairScorer, tmp_p
     config = EvaluateConfig(
         judgments=str(tmp_path / "j.csv"),
         items=str(tmp_path / "items.csv"),
-        columns={"item_id": "sku", "title": "name", "query": "search"},
+        columns={"sku": "item_id", "name": "title", "search": "query"},
     )
     assert run_evaluate(config, scorer).metrics["auc"].value == 1.0
 
 
 def test_a_config_without_rows_of_its_split_is_refused(judgment_file: Path, scorer: PairScorer) -> None:
-    config = EvaluateConfig(judgments=str(judgment_file), scale="esci", columns={"title": "name"}, split="train")
+    config = EvaluateConfig(judgments=str(judgment_file), scale="esci", columns={"name": "title"}, split="train")
     with pytest.raises(DataError, match="no rows of split 'train'"):
         run_evaluate(config, scorer)
 
