@@ -9,9 +9,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-# What starting a run costs, in tokens: measured between 40 and 120 on networks of 3 layers.
-RUN_OVERHEAD = 64
-MAX_TOKENS = 2048
+# What starting a run costs, in tokens: measured 20 on networks of 3 layers, hidden 128 and 384 alike.
+RUN_OVERHEAD = 20
+# Beyond some 500 tokens the states of a run leave the cache: at hidden 384 a token takes 93 us in runs
+# of 500 tokens, 98 in runs of 1,000 and 105 in runs of 2,000. At hidden 128 it makes no difference.
+MAX_TOKENS = 512
 MIN_TOKENS = 256
 
 

@@ -60,16 +60,25 @@ class Layer(nn.Module):
         """
         batch, length, width = states.shape
         split = (batch, length, self.heads, width // self.heads)
-        k, v = (f(states).view(split).transpose(1, 2) for f in (self.key, self.value))
+        # Two dimensions: ONNX Runtime then adds the bias inside the product.
+        k, v = (f(states.reshape(-1, width)).view(split).transpose(1, 2) for f in (self.key, self.value))
         if first_only:
             states, length = states[:, :1], 1
-        q = self.query(states).view(batch, length, *split[2:]).transpose(1, 2)
-        rate = self.dropout_rate if self.training else 0.0
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :], dropout_p=rate)
+        q = self.query(states.reshape(-1, width)).view(batch, length, *split[2:]).transpose(1, 2)
+        seen = attend(q, k, v, mask[:, None, None, :], self.dropout_rate if self.training else 0.0)
         joined = self.attention_out(seen.transpose(1, 2).reshape(batch, length, width))
         states = self.attention_norm(states + self.dropout(joined))
         fed = self.feed_out(F.gelu(self.feed_in(states)))
         return self.feed_norm(states + self.dropout(fed))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
+    """Scaled dot-product attention ``[batch, heads, queries, width]`` over keys where ``mask`` is True."""
+    if not torch.compiler.is_exporting():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    # Spelled out: the exporter would add a transpose, two products and a search for NaN to each layer.
+    hidden = (~mask).to(q.dtype) * -1e9
+    return torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + hidden, dim=-1) @ v
 
 
 class Encoder(nn.Module):
