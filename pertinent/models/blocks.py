@@ -5,6 +5,7 @@ Parameter names follow our own nouns; ``BERT_NAMES`` maps them to Hugging Face B
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
