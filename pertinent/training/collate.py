@@ -74,9 +74,14 @@ class TrainingSet:
         return len(self.query_rows)
 
     @property
-    def lengths(self) -> Rows:
-        """Tokens of each pair without special tokens, ``[pairs]``."""
-        return self.queries.lengths[self.query_rows] + self.items.lengths[self.item_rows]
+    def size_keys(self) -> Rows:
+        """Numbers by which to sort pairs, so that neighbors are about equally long in both blocks.
+
+        Each block is as wide as its longest row, so the sum of both lengths is not enough: titles
+        come first, in steps of four tokens, and queries sort inside a step. On ESCI this saves
+        a tenth of all columns against sorting by the sum.
+        """
+        return self.items.lengths[self.item_rows] // 4 * 1024 + self.queries.lengths[self.query_rows]
 
     def take(self, rows: Rows) -> Self:
         """The given pairs in the given order; texts are shared, not copied."""

@@ -124,7 +124,7 @@ def fit(
     _check_machine(config)
     started = time.perf_counter()
     plan = BatchPlan(
-        training.lengths,
+        training.size_keys,
         training.query_rows if needs_groups(config.objective) else None,
         config.batch_size,
         config.group_limit,

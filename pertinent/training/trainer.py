@@ -191,7 +191,7 @@ def all_logits(network: nn.Module, pairs: PairTokenizer, examples: TrainingSet, 
     if not len(examples):
         return np.zeros((0, 1), dtype=np.float32)
     was_training, device = network.training, next(network.parameters()).device
-    order = np.argsort(examples.lengths, kind="stable")
+    order = np.argsort(examples.size_keys, kind="stable")
     network.eval()
     found = []
     with torch.inference_mode():
