@@ -127,5 +127,7 @@ figcaption{font-weight:600;overflow-wrap:anywhere}
 details{border-top:1px solid var(--rule);padding:8px 0}
 summary{cursor:pointer;font-weight:500;overflow-wrap:anywhere}
 details .scroll{margin:8px 0 8px}
+th:last-child,td:last-child{padding-right:2px}
+@media (max-width:480px){table{font-size:.82rem}th,td{padding-right:10px}th:first-child{min-width:6.5rem}}
 @media print{details>*{display:block}main{max-width:none}}
 """

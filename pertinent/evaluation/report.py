@@ -137,14 +137,14 @@ def _metrics_table(evaluations: Evaluations) -> str:
         best = _best(values, known.higher_is_better)
         cells = [_estimate(e, at == best) for at, e in enumerate(found)]
         arrow = "" if known.higher_is_better else " <small>(lower is better)</small>"
-        rows.append([f'<abbr title="{escape(known.text)}">{escape(name)}</abbr>{arrow}', *cells])
+        rows.append([f'<abbr title="{escape(known.text)}">{_name(name)}</abbr>{arrow}', *cells])
     return table("Metrics with their 95% intervals", ["metric", *_headers(evaluations)], rows)
 
 
 def _comparison_table(title: str, differences: Mapping[str, Difference]) -> str:
     rows = [
         [
-            escape(name),
+            _name(name),
             _estimate(Estimate(*d[:3]), False, signed=True),
             _p_value(d.p_value),
         ]
@@ -245,10 +245,10 @@ def _slice_tables(evaluations: Evaluations) -> list[str]:
         parts = {part: s for each in evaluations.values() for part, s in each.slices.get(by, {}).items()}
         for which in ("auc", ranking):
             rows = [
-                [escape(part), f"{s.queries:,}", f"{s.pairs:,}", *(_slice_cells(evaluations, by, part, which))]
+                [escape(part), *_slice_cells(evaluations, by, part, which), f"{s.queries:,}", f"{s.pairs:,}"]
                 for part, s in parts.items()
             ]
-            tables.append(table(f"{which} by {by}", [by, "queries", "pairs", *_headers(evaluations)], rows))
+            tables.append(table(f"{which} by {by}", [escape(by), *_headers(evaluations), "queries", "pairs"], rows))
     return tables
 
 
@@ -315,6 +315,11 @@ def _estimate(estimate: Estimate | None, best: bool, signed: bool = False) -> st
     if math.isnan(estimate.low):
         return text
     return f'{text} <span class="range">{estimate.low:{sign}.3f} to {estimate.high:{sign}.3f}</span>'
+
+
+def _name(metric_name: str) -> str:
+    """The name, which may break after an underscore."""
+    return escape(metric_name).replace("_", "_<wbr>")
 
 
 def _p_value(value: float) -> str:

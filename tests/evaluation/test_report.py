@@ -24,7 +24,7 @@ from pertinent.records import Judgment
 Judged = Callable[..., list[Judgment]]
 
 HOSTILE = '"><script>alert(1)</script><img src=http://x onerror=alert(1)>{body}{style}'
-VOID = {"meta", "br", "img", "link", "hr", "input"}
+VOID = {"meta", "wbr", "br", "img", "link", "hr", "input"}
 
 
 class Page(HTMLParser):
@@ -104,6 +104,38 @@ def test_numbers_of_the_page_are_in_the_json(page: tuple[str, dict[str, object]]
     assert second["reliability"] is None and second["thresholds"] == []
     assert numbers["speeds"]["words"]["p50"] == 2.0  # type: ignore[index]
     assert numbers["comparisons"]["words less bm25"]["auc"]["p_value"] > 0  # type: ignore[index]
+
+
+def test_cells_of_a_table_stand_under_their_heads(page: tuple[str, dict[str, Any]]) -> None:
+    tables = {caption: rows for caption, rows in _tables(page[0])}
+    words = page[1]["evaluations"]["words"]
+    for part, found in words["slices"]["segment"].items():
+        row = next(row for row in tables["auc by segment"] if row["segment"] == part)
+        assert (row["queries"], row["pairs"]) == (str(found["queries"]), str(found["pairs"]))
+        assert row["words"].startswith(f"{found['metrics']['auc']['value']:.3f}")
+    threshold = words["thresholds"][0]
+    row = tables["words"][0]
+    assert row["threshold"] == f"{threshold['threshold']:.3f}" and row["recall"] == f"{threshold['recall']:.3f}"
+    speed = next(row for row in tables["Milliseconds of one call"] if row["scorer"] == "words")
+    assert (speed["p50"], speed["items a call"]) == ("2.0", "100")
+
+
+def _tables(text: str) -> list[tuple[str, list[dict[str, str]]]]:
+    """Caption and rows of each table, cells by their column's head."""
+
+    def texts(tag: str, part: str) -> list[str]:
+        return [
+            re.sub(r"<[^>]+>", "", cell).strip() for cell in re.findall(rf"<(?:{tag})\b[^>]*>(.*?)</(?:{tag})>", part)
+        ]
+
+    found = []
+    for table in re.findall(r"<table>(.*?)</table>", text, re.S):
+        head, *rows = re.findall(r"<tr>(.*?)</tr>", table, re.S)
+        heads = texts("th", head)
+        cells = [texts("th|td", row) for row in rows]
+        assert all(len(row) == len(heads) for row in cells)
+        found.append((texts("caption", table)[0], [dict(zip(heads, row, strict=True)) for row in cells]))
+    return found
 
 
 @pytest.mark.parametrize(
