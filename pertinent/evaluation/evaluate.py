@@ -61,6 +61,9 @@ class EvaluateConfig(Config):
 def run_evaluate(config: EvaluateConfig, scorer: PairScorer) -> Evaluation:
     """The evaluation that a config describes; writes its report where one is asked for."""
     renames = {path: _renames(path, config) for path in (config.items, config.judgments) if path is not None}
+    unknown = sorted(set(config.columns).difference(*renames.values()))
+    if unknown:
+        raise DataError(f"no column {unknown[0]!r} to rename", path=" and ".join(renames), fix="correct the columns")
     items = read_items(config.items, rename=renames[config.items]) if config.items else None
     judgments = read_judgments(config.judgments, items=items, scale=config.scale, rename=renames[config.judgments])
     if config.split is not None:

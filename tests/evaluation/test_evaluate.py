@@ -200,6 +200,9 @@ def test_columns_are_renamed_in_the_file_that_has_them(scorer: PairScorer, tmp_p
         columns={"sku": "item_id", "name": "title", "search": "query"},
     )
     assert run_evaluate(config, scorer).metrics["auc"].value == 1.0
+    wrong = config.model_copy(update={"columns": {**config.columns, "nmae": "brand"}})
+    with pytest.raises(DataError, match="no column 'nmae' to rename"):
+        run_evaluate(wrong, scorer)
 
 
 def test_a_config_without_rows_of_its_split_is_refused(judgment_file: Path, scorer: PairScorer) -> None:

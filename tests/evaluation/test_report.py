@@ -107,7 +107,7 @@ def test_numbers_of_the_page_are_in_the_json(page: tuple[str, dict[str, object]]
 
 
 def test_cells_of_a_table_stand_under_their_heads(page: tuple[str, dict[str, Any]]) -> None:
-    tables = {caption: rows for caption, rows in _tables(page[0])}
+    tables = dict(_tables(page[0]))
     words = page[1]["evaluations"]["words"]
     for part, found in words["slices"]["segment"].items():
         row = next(row for row in tables["auc by segment"] if row["segment"] == part)
