@@ -308,11 +308,23 @@ def _tracker_folder(place: Path | None) -> Iterator[None]:
     if place is None or name in os.environ:
         yield
         return
-    os.environ[name] = str(place.with_name(place.name.removesuffix(".checkpoints") + ".logs"))
+    os.environ[name] = str(logs_folder(place))
     try:
         yield
     finally:
         del os.environ[name]
+
+
+def logs_folder(place: Path) -> Path:
+    """Where trackers write for a run with checkpoints in ``place``: outside of what is removed.
+
+    >>> logs_folder(Path("runs/model.checkpoints/fit")).as_posix(), logs_folder(Path("runs/one")).as_posix()
+    ('runs/model.logs', 'runs/one.logs')
+    """
+    for folder in (place, *place.parents):
+        if folder.name.endswith(".checkpoints"):
+            return folder.with_name(folder.name.removesuffix(".checkpoints") + ".logs")
+    return place.with_name(place.name + ".logs")
 
 
 def _tracker_problem(config: FitConfig, error: Exception) -> Exception:

@@ -95,6 +95,14 @@ def test_the_graph_is_written_and_scores_as_torch_does(config: Build) -> None:
     np.testing.assert_allclose(onnx, reference, atol=1e-4)
 
 
+def test_tracker_logs_stay_when_checkpoints_go(config: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard")
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    train(config(report_to=["tensorboard"], max_steps=2))
+    assert list((tmp_path / "model.logs").glob("events.out.tfevents.*"))
+    assert not (tmp_path / "model.checkpoints").exists()
+
+
 def test_the_same_config_gives_the_same_weights(config: Build, tmp_path: Path) -> None:
     first, second, other = (
         train(config(out=str(tmp_path / name), max_steps=3, seed=seed)) for name, seed in (("a", 0), ("b", 0), ("c", 1))
