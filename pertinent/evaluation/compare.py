@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from pertinent.errors import DataError
 from pertinent.evaluation.pooled import BLOCK, Floats, Pooled, pool
-from pertinent.evaluation.resample import finite, interval, resampled
+from pertinent.evaluation.resample import Estimate, finite, interval, resampled
 from pertinent.evaluation.result import Evaluation
 
 RESAMPLES = 2000
@@ -60,6 +61,42 @@ def compare(a: Evaluation, b: Evaluation, *, resamples: int = RESAMPLES, seed: i
     return differences
 
 
+def mean_estimates(evaluations: Sequence[Evaluation]) -> dict[str, Estimate]:
+    """The mean of each metric over runs (seeds) of one system, with its interval over queries.
+
+    All runs see the same resampled queries, so the interval is that of the mean; how far the runs
+    are apart is not in it.
+    """
+    drawn = _mean_draws(evaluations, evaluations[0].bootstrap)
+    estimates = {}
+    for name in evaluations[0].metrics:
+        value = float(np.mean([evaluation.metrics[name].value for evaluation in evaluations]))
+        estimates[name] = Estimate(value, *interval(drawn.get(name, np.zeros(0))))
+    return estimates
+
+
+def compare_means(
+    a: Sequence[Evaluation], b: Sequence[Evaluation], *, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Difference]:
+    """How far the mean over runs of ``a`` is above that of ``b``, metric by metric.
+
+    Paired by query as ``compare`` is; with one run on each side it is the same, save that every
+    p-value comes from the bootstrap. Raises DataError for different judgments.
+    """
+    first = {(each.judged, each.positive_grade) for each in (*a, *b)}
+    if len(first) > 1:
+        raise DataError("the runs were evaluated on different judgments or grades", fix="evaluate all on one file")
+    drawn = resamples if len(a[0].queries) > 1 else 0
+    above, below = _mean_draws(a, drawn, seed), _mean_draws(b, drawn, seed)
+    differences = {}
+    for name in a[0].metrics:
+        if name in b[0].metrics:
+            values = [float(np.mean([each.metrics[name].value for each in side])) for side in (a, b)]
+            spread = above.get(name, np.zeros(0)) - below.get(name, np.zeros(0))
+            differences[name] = Difference(values[0] - values[1], *interval(spread), _tail_share(spread))
+    return differences
+
+
 def sign_flip(differences: Floats, resamples: int, seed: int) -> float:
     """Two-sided p-value that paired differences ``[queries]`` have mean 0: signs are flipped at random.
 
@@ -89,6 +126,11 @@ def _tail_share(spread: Floats) -> float:
         return float("nan")
     beyond = min(int((spread <= 0).sum()), int((spread >= 0).sum()))
     return min(1.0, 2 * (beyond + 1) / (len(spread) + 1))
+
+
+def _mean_draws(evaluations: Sequence[Evaluation], resamples: int, seed: int = 0) -> dict[str, Floats]:
+    drawn = [_draw(evaluation, resamples, seed) for evaluation in evaluations]
+    return {name: np.mean([each[name] for each in drawn], axis=0) for name in drawn[0]}
 
 
 def _draw(evaluation: Evaluation, resamples: int, seed: int) -> dict[str, Floats]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -53,6 +52,10 @@ def start_from(
     if clash:
         key, value = next(iter(clash.items()))
         raise ConfigError(f"model.{key}: {value}, but the pretrained start has {sizes[key]}; leave it out")
+    if settings["max_positions"] > sizes["max_positions"]:
+        raise ConfigError(
+            f"model.max_positions: {settings['max_positions']}, but the pretrained start has {sizes['max_positions']}"
+        )
     if pairs.length > settings["max_positions"]:
         raise ConfigError(
             f"pairs: {pairs.length} tokens a pair, but {folder.name} has {settings['max_positions']} positions"
@@ -60,7 +63,7 @@ def start_from(
     network = build_network(settings)
     names = model_class(settings["type"]).bert_names(chosen)
     _copy_weights(network, _state(folder), names, skip=("classifier.weight", "classifier.bias"))
-    return network, PairTokenizer(_tokenizer(folder), pairs)
+    return network, _pairs(folder, pairs, settings["vocabulary_size"])
 
 
 def locate(start: str | Path) -> Path:
@@ -93,7 +96,9 @@ def import_hugging_face(
 ) -> tuple[EiSRC, PairTokenizer]:
     """A BERT cross-encoder folder as our network with ``positions: running``; scores are equal.
 
-    Raises ArtifactError for a folder that is no BERT with a one- or two-label classifier.
+    Where it has fewer positions than both lengths together, they are cut to fit; the query keeps
+    at least a quarter. Raises ArtifactError for a folder that is no BERT with a one- or two-label
+    classifier.
     """
     folder = locate(folder)
     theirs = _bert_config(folder)
@@ -103,14 +108,15 @@ def import_hugging_face(
     labels = len(state["classifier.weight"])
     if labels not in (1, 2):
         raise ArtifactError(f"{folder}: its classifier has {labels} labels; 1 or 2 are supported")
-    room = theirs["max_position_embeddings"] - query_length
-    pairs = PairConfig(
-        query_length=query_length, item_length=min(item_length, room), positions="running", normalize=False
-    )
+    room = theirs["max_position_embeddings"]
+    query_length = min(query_length, max(room // 4, room - item_length))
+    lengths = {"query_length": query_length, "item_length": min(item_length, room - query_length)}
+    pairs = PairConfig.build({**lengths, "positions": "running", "normalize": False}, "lengths")
     layers = list(range(theirs["num_hidden_layers"]))
-    network = EiSRC(EiSRCConfig(**_sizes(theirs, len(layers)), labels=labels))
+    sizes = {**_sizes(theirs, len(layers)), "labels": labels}
+    network = EiSRC(EiSRCConfig.build(sizes, str(folder / "config.json")))
     _copy_weights(network, state, EiSRC.bert_names(layers), skip=())
-    return network.eval(), PairTokenizer(_tokenizer(folder), pairs)
+    return network.eval(), _pairs(folder, pairs, sizes["vocabulary_size"])
 
 
 def export_hugging_face(network: nn.Module, pairs: PairTokenizer, folder: str | Path) -> None:
@@ -138,11 +144,11 @@ def export_hugging_face(network: nn.Module, pairs: PairTokenizer, folder: str | 
     save_file(
         {k: v.detach().contiguous().clone() for k, v in out.items()}, folder / "model.safetensors", {"format": "pt"}
     )
-    write_json(folder / "config.json", _hugging_face_config(network.config))
+    write_json(folder / "config.json", _hugging_face_config(network.config, pairs.pad_id))
     _save_packed_tokenizer(pairs, folder)
 
 
-def _hugging_face_config(config: EiSRCConfig) -> dict[str, Any]:
+def _hugging_face_config(config: EiSRCConfig, pad_id: int) -> dict[str, Any]:
     return {
         "architectures": ["BertForSequenceClassification"],
         "model_type": "bert",
@@ -157,7 +163,7 @@ def _hugging_face_config(config: EiSRCConfig) -> dict[str, Any]:
         "max_position_embeddings": config.max_positions,
         "type_vocab_size": 2,
         "layer_norm_eps": config.layer_norm_eps,
-        "pad_token_id": 0,
+        "pad_token_id": pad_id,
         "id2label": {"0": "LABEL_0"},
         "label2id": {"LABEL_0": 0},
         "sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid", "version": "5.0.0"},
@@ -165,10 +171,14 @@ def _hugging_face_config(config: EiSRCConfig) -> dict[str, Any]:
 
 
 def _save_packed_tokenizer(pairs: PairTokenizer, folder: Path) -> None:
+    from tokenizers import normalizers
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = Tokenizer.from_str(pairs.tokenizer.to_str())
     tokenizer.encode_special_tokens = False
+    if pairs.config.normalize:  # what `normalize` does and BERT's own cleaning does not
+        own = [tokenizer.normalizer] if tokenizer.normalizer else []
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), *own])
     tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -194,11 +204,30 @@ def _bert_config(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         raise ArtifactError(f"{folder}: has no config.json, so it is no Hugging Face model folder")
     config = read_json(folder / "config.json")
-    if config.get("model_type") != "bert":
+    if not isinstance(config, dict) or config.get("model_type") is None:
+        raise ArtifactError(f"{folder}: config.json names no model_type, so it is no Hugging Face model folder")
+    if config["model_type"] != "bert":
         raise ArtifactError(f"{folder}: model_type is {config.get('model_type')!r}; only 'bert' can be loaded")
     if config.get("hidden_act", "gelu") != "gelu":
         raise ArtifactError(f"{folder}: hidden_act is {config['hidden_act']!r}; only 'gelu' is supported")
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        raise ArtifactError(
+            f"{folder}: position_embedding_type is {config['position_embedding_type']!r}; only 'absolute' is supported"
+        )
+    broken = [name for name in _BERT_SIZES if not isinstance(config.get(name), int) or config[name] < 1]
+    if broken:
+        raise ArtifactError(f"{folder / 'config.json'}: no usable {', '.join(broken)}; the folder is no complete BERT")
     return dict(config)
+
+
+_BERT_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
 
 
 def _sizes(theirs: dict[str, Any], layers: int) -> dict[str, Any]:
@@ -235,9 +264,21 @@ def _copy_weights(network: nn.Module, state: dict[str, Tensor], names: dict[str,
         if theirs not in state:
             raise ArtifactError(f"the pretrained weights have no {theirs}; the folder is no complete BERT")
         value = state[theirs]
+        if ours == "embeddings.position.weight":
+            value = value[: len(own[ours])]  # a network for short texts needs only the first positions
         if value.shape != own[ours].shape:
             raise ArtifactError(f"{theirs} has shape {tuple(value.shape)}, expected {tuple(own[ours].shape)}")
         own[ours].copy_(value.to(torch.float32))
+
+
+def _pairs(folder: Path, config: PairConfig, vocabulary_size: int) -> PairTokenizer:
+    pairs = PairTokenizer(_tokenizer(folder), config)
+    if pairs.vocabulary_size > vocabulary_size:
+        raise ArtifactError(
+            f"{folder}: the tokenizer has {pairs.vocabulary_size} tokens but the model has rows for "
+            f"{vocabulary_size}; tokenizer and weights come from different models"
+        )
+    return pairs
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
@@ -252,6 +293,6 @@ def _tokenizer(folder: Path) -> Tokenizer:
     from tokenizers.implementations import BertWordPieceTokenizer
 
     settings_file = folder / "tokenizer_config.json"
-    lower = json.loads(settings_file.read_text()).get("do_lower_case", True) if settings_file.is_file() else True
+    lower = read_json(settings_file).get("do_lower_case", True) if settings_file.is_file() else True
     tokenizer = BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lower)
     return Tokenizer.from_str(tokenizer.to_str())

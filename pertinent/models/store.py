@@ -52,11 +52,11 @@ def save_network(folder: str | Path, network: nn.Module, pairs: PairTokenizer, d
     from safetensors.numpy import save_file
 
     state = _arrays(network)
-    broken = [name for name, value in state.items() if not np.isfinite(value).all()]
-    if broken:
-        raise ArtifactError(f"weights are not finite in {', '.join(broken[:3])}; nothing was written")
+    _refuse_not_finite(state, "weights are not finite in {}; nothing was written")
+    stored = pack(state, dtype)
+    _refuse_not_finite(stored, f"weights are too large for {dtype} in {{}}; nothing was written, use float32")
     folder = Path(folder)
-    save_file(pack(state, dtype), folder / WEIGHTS_FILE)
+    save_file(stored, folder / WEIGHTS_FILE)
     config: Any = network.config
     write_json(folder / MODEL_FILE, {"network": config.plain(), "pairs": pairs.config.plain(), "weights": dtype})
     pairs.save(folder)
@@ -90,11 +90,11 @@ def load_pairs(artifact: Artifact) -> PairTokenizer:
     pairs = PairTokenizer.load(
         artifact.path, PairConfig.build(settings["pairs"], str(artifact.path / MODEL_FILE) + ": pairs")
     )
-    sizes = settings["network"]
-    if pairs.vocabulary_size > sizes["vocabulary_size"]:
+    rows = settings["network"].get("vocabulary_size", 0)
+    if pairs.vocabulary_size > rows:
         raise ArtifactError(
             f"{artifact.path}: the tokenizer has {pairs.vocabulary_size} tokens but the model has rows for "
-            f"{sizes['vocabulary_size']}; tokenizer and weights come from different models"
+            f"{rows}; tokenizer and weights come from different models"
         )
     return pairs
 
@@ -102,9 +102,15 @@ def load_pairs(artifact: Artifact) -> PairTokenizer:
 def model_settings(artifact: Artifact) -> dict[str, Any]:
     """The content of ``model.json``, checked for its parts."""
     settings = read_json(artifact.file(MODEL_FILE))
-    if not isinstance(settings, dict) or not {"network", "pairs"} <= settings.keys():
+    if not isinstance(settings, dict) or not all(isinstance(settings.get(k), dict) for k in ("network", "pairs")):
         raise ArtifactError(f"{artifact.path / MODEL_FILE}: has no 'network' and 'pairs'; the file is damaged")
     return settings
+
+
+def _refuse_not_finite(arrays: Mapping[str, Any], message: str) -> None:
+    broken = [name for name, value in arrays.items() if not np.isfinite(value).all()]
+    if broken:
+        raise ArtifactError(message.format(", ".join(broken[:3])))
 
 
 def _arrays(network: nn.Module) -> dict[str, Any]:

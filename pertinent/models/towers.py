@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,6 +31,12 @@ class SBERTConfig(Config):
     labels: Literal[1, 2] = 2
     dropout: float = Field(0.1, ge=0.0, lt=1.0)
     layer_norm_eps: float = Field(1e-12, gt=0.0)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> SBERTConfig:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+        return self
 
 
 class SBERT(nn.Module):

@@ -36,9 +36,11 @@ def pack(weights: Mapping[str, NDArray[Any]], dtype: WeightsType) -> dict[str, N
             steps = np.divide(
                 value, scale[:, None], out=np.zeros_like(value, dtype=np.float32), where=scale[:, None] > 0
             )
-            stored[name], stored[name + SCALE] = np.rint(steps).astype(np.int8), scale
+            # A scale too small for float32 to hold well would push the largest step beyond 127.
+            stored[name], stored[name + SCALE] = np.rint(steps).clip(-127, 127).astype(np.int8), scale
         else:
-            stored[name] = value.astype(np.float16 if dtype == "float16" else np.float32)
+            with np.errstate(over="ignore"):  # beyond 65,504 float16 has infinity; who stores it refuses that
+                stored[name] = value.astype(np.float16 if dtype == "float16" else np.float32)
     return {name: np.ascontiguousarray(value) for name, value in stored.items()}
 
 

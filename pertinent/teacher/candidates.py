@@ -38,8 +38,10 @@ def candidates(
     Vectors are of unit length, ``[queries, width]`` and ``[titles, width]``. Lexical candidates
     share one of the rarest words of the query.
     """
-    by_word = coverage.rows_by_word()
     count = len(title_vectors)
+    if not count or not queries:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
+    by_word = coverage.rows_by_word()
     far = min(mix.middle_rank, count)
     query_rows, title_rows, cosines = [], [], []
     for start in range(0, len(queries), 256):
@@ -62,5 +64,5 @@ def candidates(
             query_rows.extend([start + row] * len(chosen))
             title_rows.extend(chosen)
             cosines.append(scores[chosen])
-    joined = np.concatenate(cosines) if cosines else np.zeros(0)
-    return np.array(query_rows, dtype=np.int64), np.array(title_rows, dtype=np.int64), joined.astype(np.float32)
+    joined = np.concatenate(cosines).astype(np.float32)
+    return np.array(query_rows, dtype=np.int64), np.array(title_rows, dtype=np.int64), joined

@@ -1,0 +1,360 @@
+"""Several systems over several seeds on one judged set: a table with intervals, one report.
+
+Each system and seed leaves its scores in the study's folder; a study that was stopped goes on
+where it stopped, and one whose settings changed does only what changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from pertinent.artifact import read_json, write_json, write_text
+from pertinent.config import Config
+from pertinent.errors import ConfigError
+from pertinent.evaluation.compare import Difference, compare_means, mean_estimates
+from pertinent.evaluation.evaluate import evaluate_scores, score_judgments
+from pertinent.evaluation.report import write_report
+from pertinent.evaluation.resample import Estimate
+from pertinent.evaluation.result import Evaluation
+from pertinent.records import Judgment, PairScorer, Split
+from pertinent.rivals import SentenceTransformersConfig
+
+logger = logging.getLogger(__name__)
+
+
+class LexicalSystem(Config):
+    """BM25 or TF-IDF over the titles of the catalog and of the judgments."""
+
+    type: Literal["bm25", "tfidf"]
+    name: str
+
+
+class BiEncoderSystem(Config):
+    """The cosine of a pretrained bi-encoder, as it comes."""
+
+    type: Literal["bi_encoder"]
+    name: str
+    start: str
+    layers: tuple[int, ...] | None = None
+
+
+class ModelSystem(Config):
+    """A model artifact as it is; none is the shipped one."""
+
+    type: Literal["model"]
+    name: str
+    model: str | None = None
+
+
+class TrainSystem(Config):
+    """A model trained for the study, once a seed; ``train`` has the settings of ``pertinent train``."""
+
+    type: Literal["train"]
+    name: str
+    train: dict[str, Any]
+
+
+class SentenceTransformersSystem(Config):
+    """sentence-transformers' ``CrossEncoder``, trained on the same pairs once a seed."""
+
+    type: Literal["sentence_transformers"]
+    name: str
+    train: dict[str, Any]
+
+
+System = Annotated[
+    LexicalSystem | BiEncoderSystem | ModelSystem | TrainSystem | SentenceTransformersSystem,
+    Field(discriminator="type"),
+]
+
+
+class StudyConfig(Config):
+    """What is compared, on what, and against which system differences are taken.
+
+    Judgments are given as for training: a ``sample`` or a file, with their splits. Systems that are
+    trained learn from the split ``train``, choose by ``valid``, and all are measured on ``split``.
+    """
+
+    title: str
+    sample: str | None = None
+    judgments: str | None = None
+    items: str | None = None
+    scale: str | None = None
+    positive_grade: float = Field(1.0, gt=0.0, le=1.0)
+    split: Split = "test"
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    metrics: tuple[str, ...] = ("auc", "spearman", "ndcg@10", "macro_f1", "accuracy")
+    bootstrap: int = Field(1000, ge=0)
+    against: str | None = None
+    systems: tuple[System, ...] = Field(min_length=1)
+    out: str
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> StudyConfig:
+        names = [system.name for system in self.systems]
+        if len(set(names)) < len(names):
+            raise ValueError("two systems have the same name; names are the rows of the table")
+        if self.against is not None and self.against not in names:
+            raise ValueError(f"against: {self.against!r} is not a system; allowed: {', '.join(names)}")
+        if (self.judgments is None) == (self.sample is None):
+            raise ValueError("give judgments: FILE, or sample: NAME")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One system: its evaluations (one a seed where it has seeds), their mean, and what it takes."""
+
+    name: str
+    evaluations: list[Evaluation]
+    mean: dict[str, Estimate]
+    facts: dict[str, Any]
+    difference: dict[str, Difference] = field(default_factory=dict)
+
+    def spread(self, metric: str) -> float:
+        """Standard deviation over seeds; NaN for a single run."""
+        values = [evaluation.metrics[metric].value for evaluation in self.evaluations]
+        return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What a study found; as text it is the table."""
+
+    title: str
+    metrics: tuple[str, ...]
+    against: str | None
+    rows: list[Row]
+    facts: dict[str, str]
+    report: Path
+
+    def plain(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "title": self.title,
+            "facts": self.facts,
+            "against": self.against,
+            "systems": {
+                row.name: {
+                    **row.facts,
+                    "seeds": len(row.evaluations),
+                    "metrics": {name: estimate.plain() for name, estimate in row.mean.items()},
+                    "spread_over_seeds": {
+                        name: None if math.isnan(row.spread(name)) else row.spread(name) for name in self.metrics
+                    },
+                    "difference": {name: each.plain() for name, each in row.difference.items()},
+                }
+                for row in self.rows
+            },
+            "report": str(self.report),
+        }
+
+    def __str__(self) -> str:
+        head = ["system", "runs", *self.metrics]
+        lines = [
+            [row.name, str(len(row.evaluations)), *(_cell(row, name) for name in self.metrics)] for row in self.rows
+        ]
+        text = [f"## {self.title}", "", *_markdown(head, lines), ""]
+        if self.against is not None:
+            changed = [
+                [row.name, *(_difference(row.difference[name]) for name in self.metrics)]
+                for row in self.rows
+                if row.difference
+            ]
+            text += [f"Difference to {self.against}:", "", *_markdown(["system", *self.metrics], changed), ""]
+        text += [f"{name}: {value}" for name, value in self.facts.items()]
+        return "\n".join([*text, f"report: {self.report}"])
+
+
+def run_study(config: StudyConfig) -> Study:
+    """Train and measure what is not measured yet; write ``table.md``, ``study.json``, ``report.html``."""
+    from pertinent.training.data import read_judged
+
+    data = read_judged(
+        config.judgments,
+        config.sample,
+        config.items,
+        {},
+        config.scale,
+        config.positive_grade,
+        "auto",
+        (0.8, 0.1, 0.1),
+        "",
+    )
+    judged = data.of(config.split)
+    if not judged:
+        raise ConfigError(f"split: the judgments have no rows of split {config.split!r}")
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for system in config.systems:
+        seeds = config.seeds if isinstance(system, (TrainSystem, SentenceTransformersSystem)) else (0,)
+        runs = [_measured(config, system, seed, data, judged, out) for seed in seeds]
+        evaluations = [
+            evaluate_scores(
+                scores, judged, name=system.name, positive_grade=config.positive_grade, bootstrap=config.bootstrap
+            )
+            for scores, _ in runs
+        ]
+        rows.append(Row(system.name, evaluations, mean_estimates(evaluations), runs[0][1]))
+    if config.against is not None:
+        base = next(row for row in rows if row.name == config.against)
+        for row in rows:
+            if row is not base:
+                row.difference.update(compare_means(row.evaluations, base.evaluations))
+    return _write(config, rows, judged, out)
+
+
+def _measured(
+    config: StudyConfig, system: System, seed: int, data: Any, judged: Sequence[Judgment], out: Path
+) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    """Scores of one system and seed, from the study's folder where they are there for these settings."""
+    digest = hashlib.sha256(
+        json.dumps(
+            [
+                system.plain(),
+                seed,
+                config.positive_grade,
+                [[j.query, j.title, j.grade, j.split] for j in data.judgments],
+            ]
+        ).encode()
+    ).hexdigest()[:16]
+    name = "".join(c if c.isalnum() else "-" for c in system.name.lower())
+    place = out / f"{name}-{seed}"
+    file = place.with_suffix(".json")
+    if file.is_file():
+        found = read_json(file)
+        if found.get("digest") == digest:
+            return np.array(found["scores"], dtype=np.float64), found["facts"]
+    logger.info("%s, seed %d", system.name, seed)
+    scorer, facts = _BUILDERS[system.type](config, system, seed, data, place)
+    scores = score_judgments(scorer, judged)
+    write_json(file, {"digest": digest, "facts": facts, "scores": [float(score) for score in scores]})
+    return scores.astype(np.float64), facts
+
+
+def _lexical(config: StudyConfig, system: Any, seed: int, data: Any, place: Path) -> tuple[PairScorer, dict[str, Any]]:
+    from pertinent.models.lexical import BM25, TFIDF
+
+    titles = dict.fromkeys(judgment.title for judgment in data.judgments)
+    return (BM25 if system.type == "bm25" else TFIDF)().fit(titles), {}
+
+
+def _bi_encoder(
+    config: StudyConfig, system: Any, seed: int, data: Any, place: Path
+) -> tuple[PairScorer, dict[str, Any]]:
+    from pertinent.lexicon.pairs import PairConfig
+    from pertinent.models.interchange import start_from
+
+    layout = PairConfig(query_length=64, item_length=128, normalize=False)
+    network, pairs = start_from(system.start, system.layers, {"type": "sbert", "head": "cosine"}, layout)
+    return _torch_scorer(network, pairs, system.name), _size(network)
+
+
+def _model(config: StudyConfig, system: Any, seed: int, data: Any, place: Path) -> tuple[PairScorer, dict[str, Any]]:
+    from pertinent.engine.scorer import Scorer
+
+    scorer = Scorer.load(system.model)
+    return scorer, {"version": scorer.version}
+
+
+def _trained(config: StudyConfig, system: Any, seed: int, data: Any, place: Path) -> tuple[PairScorer, dict[str, Any]]:
+    from pertinent.engine.scorer import Scorer
+    from pertinent.training.run import TrainConfig, train
+
+    source = {"sample": config.sample, "judgments": config.judgments, "items": config.items, "scale": config.scale}
+    values = {
+        **{name: value for name, value in source.items() if value is not None},
+        "positive_grade": config.positive_grade,
+        "resume": True,
+        **system.train,
+        "seed": seed,
+        "out": str(place),
+    }
+    artifact = train(TrainConfig.build(values, f"{system.name}: train"))
+    return Scorer.load(artifact.path), {"version": artifact.version}
+
+
+def _rival(config: StudyConfig, system: Any, seed: int, data: Any, place: Path) -> tuple[PairScorer, dict[str, Any]]:
+    from pertinent.rivals import CrossEncoderScorer, train_cross_encoder
+
+    settings = SentenceTransformersConfig.build({**system.train, "seed": seed}, f"{system.name}: train")
+    place.mkdir(parents=True, exist_ok=True)
+    model = train_cross_encoder(settings, data.of("train"), data.of("valid"), config.positive_grade, place)
+    return CrossEncoderScorer(model, system.name), _size(model)
+
+
+_BUILDERS: dict[str, Callable[..., tuple[PairScorer, dict[str, Any]]]] = {
+    "bm25": _lexical,
+    "tfidf": _lexical,
+    "bi_encoder": _bi_encoder,
+    "model": _model,
+    "train": _trained,
+    "sentence_transformers": _rival,
+}
+
+
+def _torch_scorer(network: Any, pairs: Any, name: str) -> PairScorer:
+    import torch
+
+    from pertinent.engine.scorer import Scorer
+    from pertinent.engine.torch_backend import TorchBackend
+
+    return Scorer(TorchBackend(network, torch.get_num_threads()), pairs, name=name)
+
+
+def _size(network: Any) -> dict[str, Any]:
+    return {"parameters": sum(parameter.numel() for parameter in network.parameters())}
+
+
+def _write(config: StudyConfig, rows: list[Row], judged: Sequence[Judgment], out: Path) -> Study:
+    facts = {
+        "data": f"{config.sample or config.judgments}, split {config.split}: {len(judged):,} pairs, "
+        f"{len({row.query for row in judged}):,} queries",
+        "seeds": ", ".join(map(str, config.seeds)),
+        "machine": f"{platform.machine()} {platform.system()}, Python {platform.python_version()}",
+        "values": "mean over runs with the 95% interval over resampled queries; ± is the standard deviation over seeds",
+    }
+    # The page draws one run of each system, the first seed; the table is about all.
+    report = write_report(
+        out / "report.html",
+        {row.name: row.evaluations[0] for row in rows},
+        title=config.title,
+        facts=facts,
+        comparisons={f"{row.name} less {config.against}": row.difference for row in rows if row.difference},
+    )
+    study = Study(config.title, config.metrics, config.against, rows, facts, report)
+    write_text(out / "table.md", str(study) + "\n")
+    write_json(out / "study.json", study.plain())
+    return study
+
+
+def _cell(row: Row, metric: str) -> str:
+    estimate = row.mean.get(metric)
+    if estimate is None:
+        return ""
+    spread = row.spread(metric)
+    return str(estimate) + ("" if math.isnan(spread) else f" ±{spread:.3f}")
+
+
+def _difference(difference: Difference) -> str:
+    return f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}] p={difference.p_value:.3f}"
+
+
+def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
+    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in [head, *lines]]
+    rule = ["-" * width for width in widths]
+    return ["| " + " | ".join(line) + " |" for line in [padded[0], rule, *padded[1:]]]
