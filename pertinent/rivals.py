@@ -62,7 +62,7 @@ def train_cross_encoder(
     with _quiet():
         model = CrossEncoder(str(folder / "start"), num_labels=1, max_length=config.max_length)
         evaluator = CrossEncoderClassificationEvaluator(
-            [(row.query, row.title) for row in valid],
+            [[row.query, row.title] for row in valid],
             [int(row.grade >= positive_grade) for row in valid],
             name="valid",
             show_progress_bar=False,

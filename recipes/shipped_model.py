@@ -164,7 +164,7 @@ def write_teacher_pairs(path: Path, work: Path, seed: int) -> None:
     for query_row, title_row, cosine in zip(query_rows, title_rows, cosines, strict=True):
         rows.append((int(query_row), int(title_row), float(cosine)))
         adjust.append(0.0)
-    for number, (query, fact) in enumerate(facts.items()):
+    for number, fact in enumerate(facts.values()):
         row = len(queries) + number
         seen = {int(title) for title in title_rows[query_rows == row]}
         for title in fact["matches"]:

@@ -139,9 +139,7 @@ def test_float16_on_disk_scores_close_and_the_graph_equals_torch_on_it(
     assert (half["torch"] != exact).any()
 
 
-def test_running_positions_score_alike_on_all_exact_backends(
-    model: Any, tiny_tokenizer: Any, tmp_path: Path
-) -> None:
+def test_running_positions_score_alike_on_all_exact_backends(model: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
     network, artifact = model
     pairs = PairTokenizer(tiny_tokenizer, PairConfig(positions="running"))
     with write_artifact(tmp_path / "running", "model", {}) as aside:
