@@ -114,11 +114,14 @@ def write_int8_graph(folder: str | Path) -> None:
     for tensor in model.graph.initializer:
         if tensor.name in weights:
             tensor.CopyFrom(onnx.numpy_helper.from_array(weights[tensor.name], tensor.name))
+    # Products of two activations, as in attention, gain little and lose much.
+    stored = {tensor.name for tensor in model.graph.initializer}
+    nodes = [n.name for n in model.graph.node if n.op_type == "MatMul" and n.input[1] in stored]
     with tempfile.TemporaryDirectory(dir=folder) as work, _quiet():
         source, target = Path(work, "float.onnx"), Path(work, "int8.onnx")
         onnx.save(model, source)
         # 7-bit weights: without VNNI the 8-bit products of this instruction set can saturate.
-        quantize(source, target, op_types_to_quantize=["MatMul"], per_channel=True, reduce_range=True)
+        quantize(source, target, ["MatMul"], per_channel=True, reduce_range=True, nodes_to_quantize=nodes)
         model = onnx.load(target)
     del model.metadata_props[:]
     _externalize(model, _stored_weights(folder))
@@ -245,7 +248,7 @@ def _stored_weights(folder: Path) -> dict[str, NDArray[Any]]:
 
 
 def _as_saved(network: Any, folder: Path) -> Any:
-    """A copy of the network with the weights that are on disk, which may be rounded to float16."""
+    """A copy of the network with the weights that are on disk, which may be rounded."""
     torch = need("torch", extra="train")
     network = copy.deepcopy(network).to("cpu").eval()
     network.load_state_dict({key: torch.from_numpy(value) for key, value in _stored_weights(folder).items()})

@@ -1,7 +1,7 @@
 """ONNX Runtime backends, float32 and int8. No torch, no onnx package.
 
 A graph file holds the computation; its float32 weights stay in ``model.safetensors``, where they
-are stored once for every backend (also as float16), and are handed to the session at load.
+are stored once for every backend (also as float16 or int8), and are handed to the session at load.
 """
 
 from __future__ import annotations

@@ -61,11 +61,10 @@ class Layer(nn.Module):
         """
         batch, length, width = states.shape
         split = (batch, length, self.heads, width // self.heads)
-        # Two dimensions: ONNX Runtime then adds the bias inside the product.
-        k, v = (f(states.reshape(-1, width)).view(split).transpose(1, 2) for f in (self.key, self.value))
+        k, v = (f(states).view(split).transpose(1, 2) for f in (self.key, self.value))
         if first_only:
             states, length = states[:, :1], 1
-        q = self.query(states.reshape(-1, width)).view(batch, length, *split[2:]).transpose(1, 2)
+        q = self.query(states).view(batch, length, *split[2:]).transpose(1, 2)
         seen = attend(q, k, v, mask[:, None, None, :], self.dropout_rate if self.training else 0.0)
         joined = self.attention_out(seen.transpose(1, 2).reshape(batch, length, width))
         states = self.attention_norm(states + self.dropout(joined))
