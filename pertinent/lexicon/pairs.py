@@ -22,6 +22,7 @@ from pertinent.records import Item, TokenBatch, TokenRows
 from pertinent.text import MAX_CHARACTERS, normalize
 
 TOKENIZER_FILE = "tokenizer.json"
+CONTROL_TOKENS = ("[CLS]", "[SEP]", "[PAD]")
 
 
 class PairConfig(Config):
@@ -56,7 +57,9 @@ class PairTokenizer:
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         self.tokenizer.encode_special_tokens = True
-        self.cls_id, self.sep_id, self.pad_id = (self._special(t) for t in ("[CLS]", "[SEP]", "[PAD]"))
+        self.cls_id, self.sep_id, self.pad_id = (self._special(t) for t in CONTROL_TOKENS)
+        # Some folders list them as ordinary added words, which typed text would match.
+        self.tokenizer.add_special_tokens(list(CONTROL_TOKENS))
 
     @classmethod
     def load(cls, folder: str | Path, config: PairConfig) -> Self:
@@ -66,6 +69,8 @@ class PairTokenizer:
             raise ArtifactError(f"{path}: missing; a model folder needs its tokenizer")
         try:
             return cls(Tokenizer.from_file(str(path)), config)
+        except ArtifactError as error:
+            raise ArtifactError(f"{path}: {error}") from None
         except Exception as error:  # the library raises plain Exception for any broken file
             raise ArtifactError(f"{path}: not a readable tokenizer ({error})") from None
 
