@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -193,10 +194,16 @@ COMMANDS: dict[str, Command] = {
             OUT,
             Flag("--int8", "int8", "also try an int8 graph, kept only if it passes the gate", switch=True),
             Flag("--judgments", "judgments", "real pairs for the gate: query, title, grade", metavar="FILE"),
+            ITEMS,
+            Flag("--scale", "scale", "the grade scale of a column 'label' in the judgments", metavar="NAME"),
+            Flag(
+                "--format", "format", "engine (the default), or hugging_face: a folder for CrossEncoder", metavar="NAME"
+            ),
         ),
         (
             "pertinent export runs/model --judgments valid.parquet --out runs/model-fast",
-            "pertinent export runs/model --no-int8",
+            "pertinent export cross-encoder-folder --no-int8 --out runs/imported",
+            "pertinent export runs/imported --format hugging_face --out plain",
         ),
     ),
     "index": Command(
@@ -204,7 +211,7 @@ COMMANDS: dict[str, Command] = {
         "pertinent.engine.index:IndexConfig",
         "pertinent.commands:index",
         "pertinent.commands:show_artifact",
-        (MODEL, ITEMS, OUT),
+        (MODEL, ITEMS, COLUMNS, OUT),
         ("pertinent index runs/model --items catalog.parquet --out runs/index",),
     ),
     "bench": Command(
@@ -439,4 +446,8 @@ def _default(field: Any) -> str:
         return "(required)"
     value = field.get_default(call_default_factory=True)
     value = value.plain() if hasattr(value, "plain") else value
-    return "null" if value is None else str(value)
+    return json.dumps(value, default=_plain, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    return value.plain() if hasattr(value, "plain") else str(value)

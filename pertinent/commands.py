@@ -122,6 +122,17 @@ class Bench:
         return {"machine": self.machine, "titles": self.titles, "rows": [asdict(row) for row in self.rows]}
 
 
+@dataclass(frozen=True, slots=True)
+class PlainFolder:
+    """A cross-encoder folder for other toolkits."""
+
+    path: Path
+
+    def plain(self) -> dict[str, Any]:
+        """JSON-able values."""
+        return {"path": str(self.path), "kind": "hugging_face"}
+
+
 def score(config: ScoreConfig) -> Ranking:
     """The best items of a catalog or an index for a query."""
     if not config.query.strip():
@@ -152,16 +163,21 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     return run_evaluate(config, scorer)
 
 
-def export(config: ExportConfig) -> Artifact:
-    """A model with graph files, in place or in another folder."""
-    from pertinent.data.readers import read_judgments
+def export(config: ExportConfig) -> Artifact | PlainFolder:
+    """A model with graph files, in place or in another folder; or a folder for another toolkit."""
+    from pertinent.data.readers import read_items, read_judgments
     from pertinent.engine import export as stage
 
+    if config.format == "hugging_face":
+        return PlainFolder(stage.export_cross_encoder(config))
     if config.model is None and config.out is None:
         raise ConfigError("--out is required for the model that comes with pertinent, which is not changed in place")
     if config.int8 and config.judgments is None:
         raise ConfigError("--judgments is required to compare int8 with float32; or give --no-int8")
-    return stage.export(config, read_judgments(config.judgments) if config.judgments is not None else [])
+    if config.judgments is None:
+        return stage.export(config, [])
+    items = read_items(config.items) if config.items is not None else None
+    return stage.export(config, read_judgments(config.judgments, items=items, scale=config.scale))
 
 
 def index(config: IndexConfig) -> Artifact:
@@ -178,7 +194,9 @@ def index(config: IndexConfig) -> Artifact:
     model = open_artifact(config.model or shipped_folder(), kind="model")
     assert config.items is not None
     assert config.out is not None
-    ItemIndex.build(read_items(config.items), load_pairs(model), config.out, model.version, config)
+    ItemIndex.build(
+        read_items(config.items, rename=config.columns), load_pairs(model), config.out, model.version, config
+    )
     return open_artifact(config.out, kind="index")
 
 
@@ -281,8 +299,11 @@ def show_evaluation(result: Evaluation, config: EvaluateConfig) -> None:
         print_lines([f"report: {report}"])
 
 
-def show_artifact(result: Artifact, config: Config) -> None:
+def show_artifact(result: Artifact | PlainFolder, config: Config) -> None:
     """Print where an artifact is and what was measured when it was made."""
+    if isinstance(result, PlainFolder):
+        print_lines([f"cross-encoder for sentence-transformers in {result.path}"])
+        return
     print_lines([f"{result.kind} {result.version} in {result.path}"])
     metrics = {name: value for name, value in result.metrics.items() if isinstance(value, (int, float, str))}
     if metrics:

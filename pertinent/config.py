@@ -121,8 +121,13 @@ def _place(spot: list[Any], key: str, text: str) -> int:
 
 def _problems(cls: type[Config], error: ValidationError, source: str) -> list[str]:
     lines = []
-    for problem in error.errors():
+    problems = error.errors()
+    spots = [problem["loc"] for problem in problems]
+    for problem in problems:
         location, value = problem["loc"], problem.get("input")
+        # A list whose only member is wrong is also reported as too short: that is no second problem.
+        if problem["type"] == "too_short" and any(spot[: len(location)] == location != spot for spot in spots):
+            continue
         dotted = ".".join(str(part) for part in _named(location, cls))
         if problem["type"] == "extra_forbidden":
             key = str(location[-1])

@@ -19,7 +19,23 @@ from pertinent.models.interchange import export_hugging_face
 from pertinent.records import Judgment
 from pertinent.studies import StudyConfig, run_study
 
-WORDS = ["wireless", "earbuds", "bluetooth", "headphones", "case", "usb", "cable", "charger", "coffee", "mug", "tea", "pot", "green", "water", "bottle"]
+WORDS = [
+    "wireless",
+    "earbuds",
+    "bluetooth",
+    "headphones",
+    "case",
+    "usb",
+    "cable",
+    "charger",
+    "coffee",
+    "mug",
+    "tea",
+    "pot",
+    "green",
+    "water",
+    "bottle",
+]
 STUDIES = Path(__file__).parents[1] / "configs" / "studies"
 
 

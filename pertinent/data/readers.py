@@ -239,7 +239,7 @@ def _once(judgments: list[Judgment], table: Table, conflicts: Conflicts) -> list
                     "grade" if table.has("grade") else "label",
                     f"disagrees with line {table.lines[same[0]]} about query {shorten(first.query)} "
                     f"and item {shorten(first.item_id)}",
-                    "remove one of them, name the raters in a column 'rater', or set conflicts='mean'",
+                    "remove one of them, or name the raters in a column 'rater'",
                 )
             first = replace(first, grade=sum(grades) / len(grades), label=None)
         kept.append(first)

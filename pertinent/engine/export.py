@@ -11,6 +11,7 @@ import copy
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 import warnings
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pertinent.artifact import Artifact, open_artifact, read_json, write_artifact, write_json
+from pertinent.artifact import MANIFEST, Artifact, open_artifact, read_json, write_artifact, write_json
 from pertinent.config import Config
 from pertinent.engine.backends import available_cores
 from pertinent.engine.golden import GOLDEN_FILE
@@ -31,8 +32,8 @@ from pertinent.engine.graph import GRAPH_FILE, INT8_GRAPH_FILE, TRANSPOSED
 from pertinent.engine.onnx_backend import OnnxBackend, OnnxInt8Backend, open_session, read_weights
 from pertinent.engine.scorer import Scorer, shipped_folder
 from pertinent.engine.torch_backend import TorchBackend
-from pertinent.errors import ArtifactError, DataError, need
-from pertinent.models.store import WEIGHTS_FILE, load_network
+from pertinent.errors import ArtifactError, ConfigError, DataError, need
+from pertinent.models.store import WEIGHTS_FILE, load_network, save_network
 from pertinent.models.weights import load_weights
 from pertinent.records import MODEL_INPUTS, Judgment, Pair, TokenBatch
 
@@ -51,13 +52,20 @@ class ExportConfig(Config):
 
     The limits compare int8 with float32 on judged pairs: rank correlation of all scores, how many
     of each query's top are the same, and how far rank correlation with the grades may fall.
+    Judgments without titles need ``items``, labels that are no grades need a ``scale``.
+
+    ``model`` may be a cross-encoder folder as sentence-transformers saves it: it becomes a model of
+    ours at ``out``, with equal scores. ``format: hugging_face`` is the way back.
     """
 
     type: Literal["export"] = "export"
     model: str | None = None
     out: str | None = None
+    format: Literal["engine", "hugging_face"] = "engine"
     int8: bool = True
     judgments: str | None = None
+    items: str | None = None
+    scale: str | None = None
     pairs: int = Field(2_000, ge=1)
     top: int = Field(100, ge=1)
     min_spearman: float = Field(0.999, ge=-1.0, le=1.0)
@@ -133,11 +141,17 @@ def export(config: ExportConfig, judgments: Sequence[Judgment]) -> Artifact:
     """The model with its graph files, in place or at ``out``; int8 only where the gate lets it pass.
 
     ``judgments`` are real pairs to compare int8 with float32 on; without int8 they may be empty.
-    The manifest's metrics tell what was kept and why.
+    The manifest's metrics tell what was kept and why. A cross-encoder folder of another toolkit is
+    made a model first.
     """
-    artifact = open_artifact(config.model or shipped_folder(), kind="model")
     if config.int8 and not judgments:
         raise DataError("int8 is kept only after a comparison on real pairs", fix="give judgments, or set int8=false")
+    if is_hugging_face(config.model):
+        made = _import_cross_encoder(config)
+        if not config.int8:
+            return made
+        config = config.model_copy(update={"model": str(made.path)})
+    artifact = open_artifact(config.model or shipped_folder(), kind="model")
     network, pairs = load_network(artifact)
     metrics = artifact.metrics
     inputs = {**artifact.manifest.get("inputs", {}), "model": artifact.version}
@@ -159,6 +173,47 @@ def export(config: ExportConfig, judgments: Sequence[Judgment]) -> Artifact:
             golden = read_json(artifact.file(GOLDEN_FILE))
             write_golden(folder, [Pair(*pair) for pair in golden["pairs"]], network, pairs)
     return open_artifact(config.out or artifact.path, kind="model")
+
+
+def is_hugging_face(model: str | None) -> bool:
+    """Whether a path is a folder as Hugging Face saves models, and no artifact of ours."""
+    return model is not None and (Path(model) / "config.json").is_file() and not (Path(model) / MANIFEST).exists()
+
+
+def export_cross_encoder(config: ExportConfig) -> Path:
+    """The folder, at ``out``, that sentence-transformers' ``CrossEncoder`` loads: complete or not there.
+
+    Raises ArtifactError for models that plain BERT cannot express, and for an ``out`` that exists.
+    """
+    from pertinent.models.interchange import export_hugging_face
+
+    network, pairs = load_network(open_artifact(config.model or shipped_folder(), kind="model"))
+    out = _wanted_out(config)
+    if out.exists():
+        raise ArtifactError(f"{out}: exists; choose another folder or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work:
+        export_hugging_face(network, pairs, Path(work, "folder"))
+        os.rename(Path(work, "folder"), out)
+    return out
+
+
+def _import_cross_encoder(config: ExportConfig) -> Artifact:
+    from pertinent.models.interchange import import_hugging_face
+
+    network, pairs = import_hugging_face(str(config.model))
+    out = _wanted_out(config)
+    metrics: dict[str, Any] = {}
+    with write_artifact(out, "model", config.plain(), {}, metrics) as folder:
+        save_network(folder, network, pairs)
+        metrics["onnx_difference"] = write_graph(network, folder)
+    return open_artifact(out, kind="model")
+
+
+def _wanted_out(config: ExportConfig) -> Path:
+    if config.out is None:
+        raise ConfigError("out: is required to turn a model into another format; give the folder to write")
+    return Path(config.out)
 
 
 def write_golden(folder: str | Path, pairs: Sequence[Pair], network: Any, tokenizer: Any) -> None:

@@ -49,10 +49,14 @@ _MAX_HEADER = 2**20
 
 
 class IndexConfig(Config):
-    """An index of a catalog for one model. ``fields`` make up the text of an item, in order."""
+    """An index of a catalog for one model. ``fields`` make up the text of an item, in order.
+
+    ``columns`` maps columns of the catalog to ours, such as ``product_name: title``.
+    """
 
     model: str | None = None
     items: str | None = None
+    columns: dict[str, str] = {}
     out: str | None = None
     fields: tuple[str, ...] = Field(("title",), min_length=1)
     chunk: int = Field(10_000, ge=1)
