@@ -5,11 +5,41 @@ Parameter names follow our own nouns; ``BERT_NAMES`` maps them to Hugging Face B
 
 from __future__ import annotations
 
+from typing import Literal, Self
+
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pertinent.config import Config
+
 TERM_CLASSES = 7  # none, material, function, usage, specification, style, core (ei-SRC, section 5)
+
+
+class EncoderConfig(Config):
+    """Sizes that every Transformer model has; the defaults are the ei-SRC paper's L3-H128-A4.
+
+    ``labels: 2`` gives logits (irrelevant, relevant), ``labels: 1`` one logit, as exchanged
+    cross-encoders have. ``term_classes`` switches the term-class channel of the input on.
+    """
+
+    vocabulary_size: int = Field(30_522, ge=8)
+    hidden_size: int = Field(128, ge=4)
+    layers: int = Field(3, ge=1)
+    heads: int = Field(4, ge=1)
+    feed_forward_size: int = Field(512, ge=4)
+    max_positions: int = Field(64, ge=5)
+    term_classes: bool = False
+    labels: Literal[1, 2] = 2
+    dropout: float = Field(0.1, ge=0.0, lt=1.0)
+    layer_norm_eps: float = Field(1e-12, gt=0.0)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+        return self
 
 
 class Embeddings(nn.Module):
@@ -18,16 +48,15 @@ class Embeddings(nn.Module):
     ei-SRC section 6: ``e = Drop(LN(E_tok + E_seg + E_pos + E_ner))``.
     """
 
-    def __init__(
-        self, vocabulary: int, positions: int, width: int, term_classes: bool, dropout: float, eps: float
-    ) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.token = nn.Embedding(vocabulary, width)
+        width = config.hidden_size
+        self.token = nn.Embedding(config.vocabulary_size, width)
         self.segment = nn.Embedding(2, width)
-        self.position = nn.Embedding(positions, width)
-        self.term_class = nn.Embedding(TERM_CLASSES, width) if term_classes else None
-        self.norm = nn.LayerNorm(width, eps=eps)
-        self.dropout = nn.Dropout(dropout)
+        self.position = nn.Embedding(config.max_positions, width)
+        self.term_class = nn.Embedding(TERM_CLASSES, width) if config.term_classes else None
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, token_ids: Tensor, segment_ids: Tensor, position_ids: Tensor, term_class_ids: Tensor) -> Tensor:
         """Vectors ``[batch, length, width]`` for ids ``[batch, length]``."""
@@ -40,19 +69,20 @@ class Embeddings(nn.Module):
 class Layer(nn.Module):
     """One Transformer layer: multi-head self-attention, then a GELU feed-forward, each with residual."""
 
-    def __init__(self, width: int, heads: int, feed_forward: int, dropout: float, eps: float) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.heads = heads
-        self.dropout_rate = dropout
+        width, eps = config.hidden_size, config.layer_norm_eps
+        self.heads = config.heads
+        self.dropout_rate = config.dropout
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.attention_out = nn.Linear(width, width)
         self.attention_norm = nn.LayerNorm(width, eps=eps)
-        self.feed_in = nn.Linear(width, feed_forward)
-        self.feed_out = nn.Linear(feed_forward, width)
+        self.feed_in = nn.Linear(width, config.feed_forward_size)
+        self.feed_out = nn.Linear(config.feed_forward_size, width)
         self.feed_norm = nn.LayerNorm(width, eps=eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, states: Tensor, mask: Tensor, first_only: bool = False) -> Tensor:
         """New states ``[batch, length, width]``; keys where ``mask [batch, length]`` is False are not seen.
@@ -84,9 +114,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Ten
 class Encoder(nn.Module):
     """A stack of layers over an embedding block."""
 
-    def __init__(self, layers: int, width: int, heads: int, feed_forward: int, dropout: float, eps: float) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer(width, heads, feed_forward, dropout, eps) for _ in range(layers))
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
 
     def forward(self, states: Tensor, mask: Tensor, first_only: bool = False) -> Tensor:
         """States after the last layer, ``[batch, length, width]``.

@@ -5,37 +5,15 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pertinent.config import Config
-from pertinent.models.blocks import Embeddings, Encoder, initialize
+from pertinent.models.blocks import Embeddings, Encoder, EncoderConfig, initialize
 
 
-class EiSRCConfig(Config):
-    """Sizes of the network; the defaults are the paper's L3-H128-A4.
-
-    ``labels: 2`` gives logits (irrelevant, relevant), ``labels: 1`` one logit, as exchanged
-    cross-encoders have. ``term_classes`` switches the term-class channel of the input on.
-    """
+class EiSRCConfig(EncoderConfig):
+    """Sizes of the cross-encoder."""
 
     type: Literal["ei_src"] = "ei_src"
-    vocabulary_size: int = Field(30_522, ge=8)
-    hidden_size: int = Field(128, ge=4)
-    layers: int = Field(3, ge=1)
-    heads: int = Field(4, ge=1)
-    feed_forward_size: int = Field(512, ge=4)
-    max_positions: int = Field(64, ge=5)
-    term_classes: bool = False
-    labels: Literal[1, 2] = 2
-    dropout: float = Field(0.1, ge=0.0, lt=1.0)
-    layer_norm_eps: float = Field(1e-12, gt=0.0)
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> EiSRCConfig:
-        if self.hidden_size % self.heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
-        return self
 
 
 class EiSRC(nn.Module):
@@ -44,10 +22,8 @@ class EiSRC(nn.Module):
     def __init__(self, config: EiSRCConfig) -> None:
         super().__init__()
         c = self.config = config
-        self.embeddings = Embeddings(
-            c.vocabulary_size, c.max_positions, c.hidden_size, c.term_classes, c.dropout, c.layer_norm_eps
-        )
-        self.encoder = Encoder(c.layers, c.hidden_size, c.heads, c.feed_forward_size, c.dropout, c.layer_norm_eps)
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
         self.pooler = nn.Linear(c.hidden_size, c.hidden_size)
         self.dropout = nn.Dropout(c.dropout)
         self.classifier = nn.Linear(c.hidden_size, c.labels)

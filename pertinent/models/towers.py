@@ -5,38 +5,21 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pertinent.config import Config
-from pertinent.models.blocks import Embeddings, Encoder, bert_names, initialize, mean_pool
+from pertinent.models.blocks import Embeddings, Encoder, EncoderConfig, bert_names, initialize, mean_pool
 
 
-class SBERTConfig(Config):
+class SBERTConfig(EncoderConfig):
     """Sizes of the shared encoder. ``head: classifier`` compares by ``softmax(W[u; v; |u-v|])``,
     ``head: cosine`` by ``cosine_scale * cos(u, v)``, which alone allows nearest-neighbor search.
     """
 
     type: Literal["sbert"] = "sbert"
-    vocabulary_size: int = Field(30_522, ge=8)
-    hidden_size: int = Field(128, ge=4)
-    layers: int = Field(3, ge=1)
-    heads: int = Field(4, ge=1)
-    feed_forward_size: int = Field(512, ge=4)
-    max_positions: int = Field(64, ge=5)
-    term_classes: bool = False
     head: Literal["classifier", "cosine"] = "classifier"
     cosine_scale: float = Field(10.0, gt=0.0)
-    labels: Literal[1, 2] = 2
-    dropout: float = Field(0.1, ge=0.0, lt=1.0)
-    layer_norm_eps: float = Field(1e-12, gt=0.0)
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> SBERTConfig:
-        if self.hidden_size % self.heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
-        return self
 
 
 class SBERT(nn.Module):
@@ -45,10 +28,8 @@ class SBERT(nn.Module):
     def __init__(self, config: SBERTConfig) -> None:
         super().__init__()
         c = self.config = config
-        self.embeddings = Embeddings(
-            c.vocabulary_size, c.max_positions, c.hidden_size, c.term_classes, c.dropout, c.layer_norm_eps
-        )
-        self.encoder = Encoder(c.layers, c.hidden_size, c.heads, c.feed_forward_size, c.dropout, c.layer_norm_eps)
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
         if c.head == "classifier":
             self.classifier = nn.Linear(3 * c.hidden_size, c.labels)
         self.apply(initialize)
