@@ -216,8 +216,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "bench": Command(
         "measure speed, memory and cold start of a model on this machine",
-        "pertinent.commands:BenchConfig",
-        "pertinent.commands:bench",
+        "pertinent.bench:BenchConfig",
+        "pertinent.bench:bench",
         "pertinent.commands:show_bench",
         (
             MODEL,

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pertinent import cli, commands, doctor
+from pertinent import bench, cli, commands, doctor
 from pertinent.artifact import Artifact, open_artifact
 from pertinent.cli import COMMANDS, load, main
 from pertinent.errors import MissingExtraError
@@ -341,16 +341,16 @@ def test_bench_measures_every_backend_in_its_own_process(
 def test_bench_in_this_process(
     shop: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = commands.BenchConfig(model="model", items="items.csv", candidates=[2, 4], turns=1)
-    rows = commands.bench_one(config, "onnx", started=0.0)
+    config = bench.BenchConfig(model="model", items="items.csv", candidates=[2, 4], turns=1)
+    rows = bench.bench_one(config, "onnx", started=0.0)
     assert [(row.name, row.candidates) for row in rows][:2] == [("onnx", 2), ("onnx, indexed", 2)]
-    monkeypatch.setattr(commands, "_bench_in_new_process", lambda config, name: [rows[0]])
+    monkeypatch.setattr(bench, "_bench_in_new_process", lambda config, name: [rows[0]])
     found = ask_json(capsys, "bench", "model", "--items", "items.csv", "--candidates", "2")
     assert len(found["rows"]) == 2  # torch and onnx, as the model has no int8 graph
     (model / "tokenizer.json").unlink()
     assert "no backend can load this model" in refused(capsys, "bench", "model", "--items", "items.csv")
-    monkeypatch.setattr(commands, "Path", _NoCpuInfo)
-    assert commands.processor() == "instructions not known"
+    monkeypatch.setattr(bench, "Path", _NoCpuInfo)
+    assert bench.processor() == "instructions not known"
 
 
 def test_a_bench_process_that_fails_is_one_line(shop: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -375,9 +375,9 @@ def test_a_study_prints_its_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_distinct_titles_are_distinct_while_the_words_allow_it() -> None:
-    titles = commands.distinct_titles(["a b c", "d e f"], 6)
+    titles = bench.distinct_titles(["a b c", "d e f"], 6)
     assert len(set(titles)) == 6
-    assert commands.distinct_titles(["", "one"], 4) == ["", "one", "", "one"]
+    assert bench.distinct_titles(["", "one"], 4) == ["", "one", "", "one"]
 
 
 def test_plain_values_are_json() -> None:
