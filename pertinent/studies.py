@@ -20,9 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from pertinent.artifact import read_json, write_json, write_text
+from pertinent import __version__
+from pertinent.artifact import MANIFEST, open_artifact, read_json, write_json, write_text
 from pertinent.config import Config
-from pertinent.errors import ConfigError
+from pertinent.engine.scorer import shipped_folder
+from pertinent.errors import ConfigError, PertinentError
 from pertinent.evaluation.compare import Difference, compare_means, mean_estimates
 from pertinent.evaluation.evaluate import evaluate_scores, score_judgments
 from pertinent.evaluation.report import write_report
@@ -33,6 +35,8 @@ from pertinent.records import Judgment, PairScorer, Split
 from pertinent.rivals import SentenceTransformersConfig
 
 logger = logging.getLogger(__name__)
+
+SHIPPED = "shipped"
 
 
 class LexicalSystem(Config):
@@ -184,6 +188,7 @@ def run_study(config: StudyConfig) -> Study:
     """Train and measure what is not measured yet; write ``table.md``, ``study.json``, ``report.html``."""
     from pertinent.training.data import read_judged
 
+    _check(config)
     data = read_judged(
         config.judgments,
         config.sample,
@@ -227,6 +232,7 @@ def _measured(
         json.dumps(
             [
                 system.plain(),
+                _versions(system),
                 seed,
                 config.positive_grade,
                 [[j.query, j.title, j.grade, j.split] for j in data.judgments],
@@ -245,6 +251,42 @@ def _measured(
     scores = score_judgments(scorer, judged)
     write_json(file, {"digest": digest, "facts": facts, "scores": [float(score) for score in scores]})
     return scores.astype(np.float64), facts
+
+
+def _versions(system: System) -> list[str]:
+    """What the settings only name: this software, and the model a system is or starts from."""
+    named = system.model or SHIPPED if isinstance(system, ModelSystem) else None
+    if isinstance(system, TrainSystem):
+        named = system.train.get("start", SHIPPED)
+    if named is None:
+        return [__version__]
+    folder = shipped_folder() if named == SHIPPED else Path(named)
+    known = (folder / MANIFEST).is_file()
+    return [__version__, open_artifact(folder, kind="model").version if known else str(named)]
+
+
+def _check(config: StudyConfig) -> None:
+    """Refuse wrong settings and missing starts before hours of training, all at once."""
+    from pertinent.models.interchange import locate
+    from pertinent.training.run import TrainConfig
+
+    problems = []
+    for system in config.systems:
+        try:
+            start: str | None = None
+            if isinstance(system, TrainSystem):
+                values = {"judgments": "", **system.train}
+                start = TrainConfig.build(values, f"{system.name}: train").start
+            elif isinstance(system, SentenceTransformersSystem):
+                start = SentenceTransformersConfig.build(system.train, f"{system.name}: train").start
+            elif isinstance(system, BiEncoderSystem):
+                start = system.start
+            if start is not None and start != SHIPPED:
+                locate(start)
+        except PertinentError as error:
+            problems.append(str(error) if system.name in str(error) else f"{system.name}: {error}")
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def _lexical(config: StudyConfig, system: Any, seed: int, data: Any, place: Path) -> tuple[PairScorer, dict[str, Any]]:

@@ -28,9 +28,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pertinent.artifact import open_artifact, write_json
+from pertinent.artifact import input_digests, open_artifact, read_json, sha256, swap, write_json
 from pertinent.data.readers import read_table
-from pertinent.data.samples import read_sample, sample_path
+from pertinent.data.samples import SAMPLES, read_sample, sample_path
 from pertinent.lexicon.pairs import PairConfig
 from pertinent.models.interchange import start_from
 from pertinent.teacher.candidates import CandidateMix, candidates
@@ -69,8 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     work.mkdir(parents=True, exist_ok=True)
 
     examples = work / "teacher_pairs.csv"
-    if not examples.is_file():
+    made_from = teacher_inputs(options.seed)
+    note = work / "teacher_pairs.json"
+    if not examples.is_file() or not note.is_file() or read_json(note) != made_from:
+        note.unlink(missing_ok=True)
         write_teacher_pairs(examples, work, options.seed)
+        write_json(note, made_from)
     judgments = write_judgments(work)
     if options.until == "pairs":
         return
@@ -89,18 +93,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
             out = str(work / f"only-{shop}")
             run(CONFIGS / "shipped-judged.yaml", {**settings, "judgments": str(judgments[shop]), "out": out})
     if options.install:
-        shutil.copytree(model, SHIPPED, dirs_exist_ok=True)
+        made = SHIPPED.with_name(".shipped.part")
+        shutil.rmtree(made, ignore_errors=True)
+        shutil.copytree(model, made)
+        swap(made, SHIPPED)
         logger.info("installed version %s", open_artifact(SHIPPED, kind="model").version)
 
 
-def run(config: Path, settings: dict[str, object]) -> None:
-    """Train as configured unless that was done before."""
-    out = Path(str(settings["out"]))
+def run(path: Path, settings: dict[str, object]) -> None:
+    """Train as configured, unless that was done with these settings and these files."""
+    config = TrainConfig.load(path, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+    out = Path(config.out)
     if (out / "manifest.json").is_file():
-        logger.info("%s: made before", out)
-        return
-    overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-    train(TrainConfig.load(config, overrides))
+        made = open_artifact(out, kind="model")
+        inputs = input_digests({"judgments": str(config.judgments), "examples.0": config.examples[0]})
+        if made.config == config.plain() and made.manifest["inputs"] == inputs:
+            logger.info("%s: made before", out)
+            return
+    train(config)
+
+
+def teacher_inputs(seed: int) -> dict[str, object]:
+    """What the teacher's pairs depend on."""
+    return {
+        "seed": seed,
+        "teacher": SimilarityTeacher().plain(),
+        "candidates": CandidateMix().plain(),
+        "facts": [SAME_PRODUCT, OTHER_PRODUCT, FACT_HOLDS, FACT_FAILS],
+        "files": {f"{name}/{file.name}": sha256(file) for name in SAMPLES for file in files_of(name)},
+    }
+
+
+def files_of(sample: str) -> list[Path]:
+    return sorted(sample_path(sample).glob("*.parquet"))
 
 
 def write_judgments(work: Path) -> dict[str, Path]:

@@ -121,6 +121,31 @@ def test_a_changed_setting_does_that_system_again(config: dict[str, Any], monkey
     run_study(StudyConfig.build(config))  # BM25 is read, the bi-encoder built
 
 
+def test_a_changed_model_behind_a_path_is_measured_again(
+    config: dict[str, Any], tmp_path: Path, network_maker: Any, artifact_maker: Any, tiny_pairs: Any
+) -> None:
+    config["systems"] = [config["systems"][0], {"type": "model", "name": "mine", "model": str(tmp_path / "model")}]
+    versions = []
+    for seed in (0, 1):
+        network = network_maker("ei_src", tiny_pairs.vocabulary_size, seed)
+        artifact = artifact_maker(tmp_path / "model", network, tiny_pairs, graph=False)
+        study = run_study(StudyConfig.build(config))
+        assert study.rows[1].facts["version"] == artifact.version
+        versions.append(artifact.version)
+    assert versions[0] != versions[1]
+
+
+def test_all_problems_are_told_before_anything_is_trained(config: dict[str, Any]) -> None:
+    config["systems"][1]["start"] = "/nowhere/a"
+    config["systems"][3]["train"] = {"start": "/nowhere/b", "epcohs": 1}
+    with pytest.raises(ConfigError) as refused:
+        run_study(StudyConfig.build(config))
+    first, second = str(refused.value).splitlines()
+    assert "cosine: /nowhere/a: no such folder" in first
+    assert "theirs: train: epcohs: unknown key" in second
+    assert not Path(config["out"]).exists()
+
+
 def test_wrong_studies_are_refused(config: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="not a system; allowed: BM25, cosine"):
         StudyConfig.build({**config, "against": "nobody"})

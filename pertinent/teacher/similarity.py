@@ -31,8 +31,8 @@ class SimilarityTeacher(Config):
 
     Each is shifted by its ``*_center`` and divided by its ``*_spread`` before it is weighted. The
     defaults are the centers and spreads over the candidates of some 20,000 product queries, and
-    weights near those of a logistic regression on judged pairs of two shops, scaled up so that the
-    student sees clear margins: calibration brings the scale back.
+    weights near those of a logistic regression on the training pairs of two judged shops, where the
+    units are standard deviations; calibration brings the student's scale to probabilities.
     """
 
     cosine_weight: float = 1.1
