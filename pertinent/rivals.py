@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pertinent.config import Config
+from pertinent.data.grades import relevant
 from pertinent.errors import need
 from pertinent.lexicon.pairs import PairConfig
 from pertinent.records import Judgment
@@ -63,7 +64,7 @@ def train_cross_encoder(
         model = CrossEncoder(str(folder / "start"), num_labels=1, max_length=config.max_length)
         evaluator = CrossEncoderClassificationEvaluator(
             [[row.query, row.title] for row in valid],
-            [int(row.grade >= positive_grade) for row in valid],
+            relevant([row.grade for row in valid], positive_grade).astype(int).tolist(),
             name="valid",
             show_progress_bar=False,
             write_csv=False,
@@ -87,7 +88,7 @@ def train_cross_encoder(
         rows = {
             "query": [row.query for row in train],
             "title": [row.title for row in train],
-            "label": [float(row.grade >= positive_grade) for row in train],
+            "label": relevant([row.grade for row in train], positive_grade).astype(float).tolist(),
         }
         trainer = CrossEncoderTrainer(
             model=model,

@@ -11,7 +11,14 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from pertinent.errors import DataError
+from pertinent.records import Judgment
+
+# Grades are computed, from labels or by a mean of raters: what is this near to a grade is that grade.
+GRADE_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +150,39 @@ def scale_for(labels: Iterable[object]) -> GradeScale | None:
     fits = [scale for scale in fits if scale.name != "esci_gain"]
     readings = {tuple((scale.grade(w), scale.soft_target(w)) for w in sorted(found)) for scale in fits}
     return fits[0] if len(readings) == 1 else None
+
+
+def judged_scale(judgments: Iterable[Judgment], name: str | None = None) -> GradeScale | None:
+    """The scale that judgments are on: the one named, else the one that their labels are recognized as.
+
+    >>> rows = [Judgment("tv", "1", 1.0, label="perfect"), Judgment("tv", "2", 0.75, label="excellent")]
+    >>> judged_scale(rows).name, judged_scale(rows, "wands").name, judged_scale([])
+    ('five_level', 'wands', None)
+    """
+    if name is not None:
+        return scale_named(name)
+    return scale_for({judgment.label for judgment in judgments if judgment.label is not None})
+
+
+def lowest_relevant(judgments: Iterable[Judgment], scale: str | None = None) -> float:
+    """The lowest grade that counts as relevant where nobody names one: that of the scale, or 1.
+
+    Training and evaluation both ask here, so one file has the same relevant pairs in both.
+
+    >>> lowest_relevant([Judgment("tv", "1", 0.75, label="excellent")]), lowest_relevant([])
+    (0.75, 1.0)
+    """
+    known = judged_scale(judgments, scale)
+    return 1.0 if known is None else known.relevant
+
+
+def relevant(grades: ArrayLike, positive: float) -> NDArray[np.bool_]:
+    """Which grades are at least the positive one, but for rounding; the shape of ``grades``. NaN is not.
+
+    >>> relevant([0.1 + 0.2, 0.29, float("nan")], 0.3).tolist()
+    [True, False, False]
+    """
+    return np.asarray(np.asarray(grades, dtype=np.float64) >= positive - GRADE_TOLERANCE)
 
 
 def word_of_criteria(subject: bool, keywords: bool) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pertinent.config import Config
-from pertinent.data.grades import scale_named
+from pertinent.data.grades import lowest_relevant, relevant
 from pertinent.data.readers import read_items, read_judgments, read_table
 from pertinent.errors import DataError, ScoringError
 from pertinent.evaluation.metrics import mrr, ndcg, recall_at
@@ -36,8 +36,9 @@ class EvaluateConfig(Config):
     """Settings of ``pertinent evaluate``.
 
     ``columns`` maps columns of the files to ours, such as ``product_name: title``.
-    ``positive_grade`` is the lowest grade that counts as relevant; left out, that of the grade scale,
-    or 1. A pair is predicted relevant when its score is at least ``threshold``.
+    ``positive_grade`` is the lowest grade that counts as relevant; left out, that of the grade scale
+    that is named or recognized by its words, or 1. A pair is predicted relevant when its score is at
+    least ``threshold``.
     """
 
     judgments: str
@@ -66,13 +67,13 @@ def run_evaluate(config: EvaluateConfig, scorer: PairScorer) -> Evaluation:
         raise DataError(f"no column {unknown[0]!r} to rename", path=" and ".join(renames), fix="correct the columns")
     items = read_items(config.items, rename=renames[config.items]) if config.items else None
     judgments = read_judgments(config.judgments, items=items, scale=config.scale, rename=renames[config.judgments])
+    grade = config.positive_grade
+    if grade is None:  # of the whole file: a part of it need not have all words of its scale
+        grade = lowest_relevant(judgments, config.scale)
     if config.split is not None:
         judgments = [judgment for judgment in judgments if judgment.split == config.split]
         if not judgments:
             raise DataError(f"has no rows of split {config.split!r}", path=config.judgments, column="split")
-    grade = config.positive_grade
-    if grade is None:
-        grade = scale_named(config.scale).relevant if config.scale else 1.0
     evaluation = evaluate(
         scorer,
         judgments,
@@ -214,9 +215,9 @@ def _estimate(
     seed: int,
 ) -> tuple[dict[str, Estimate], dict[str, Floats]]:
     """Every metric with its interval, and the ranking metrics of each query ``[queries]``."""
-    relevant = grades >= positive_grade
-    per_query = _rank_queries(scores, grades, relevant, query_rows, k)
-    pooled = pool(scores, grades, relevant, threshold)
+    hits = relevant(grades, positive_grade)
+    per_query = _rank_queries(scores, grades, hits, query_rows, k)
+    pooled = pool(scores, grades, hits, threshold)
     values = {name: float(value[0]) for name, value in measure(pooled, np.ones((1, len(scores)))).items()}
     for name, each in per_query.items():
         known = each[~np.isnan(each)]

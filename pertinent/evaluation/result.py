@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pertinent.data.grades import relevant
 from pertinent.evaluation.pooled import Floats
 from pertinent.evaluation.resample import Estimate, finite
 
@@ -52,7 +53,7 @@ class Evaluation:
     @property
     def relevant(self) -> NDArray[np.bool_]:
         """Which pairs have at least the positive grade, ``[pairs]``."""
-        return self.grades >= self.positive_grade
+        return relevant(self.grades, self.positive_grade)
 
     @property
     def ranked_queries(self) -> int:

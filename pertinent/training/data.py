@@ -11,10 +11,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pertinent.data.grades import GradeScale, scale_for, scale_named
-from pertinent.data.readers import read_items, read_judgments, read_table
+from pertinent.data.grades import GradeScale, judged_scale, lowest_relevant, relevant
+from pertinent.data.readers import judgments_of, read_items, read_table
 from pertinent.data.samples import read_sample, sample_path
 from pertinent.data.splits import SPLITS, refuse_leaks, split_by_query
+from pertinent.data.tables import Table
 from pertinent.errors import DataError
 from pertinent.lexicon.pairs import PairTokenizer
 from pertinent.records import Judgment, Split
@@ -54,8 +55,7 @@ class JudgedData:
 
     def relevant(self, judgments: Sequence[Judgment]) -> NDArray[np.bool_]:
         """Which judgments have at least the positive grade, ``[judgments]``."""
-        grades = np.array([judgment.grade for judgment in judgments], dtype=np.float64)
-        return np.asarray(grades >= self.positive_grade - 1e-9)
+        return relevant([judgment.grade for judgment in judgments], self.positive_grade)
 
 
 def read_judged(
@@ -74,19 +74,21 @@ def read_judged(
     Raises DataError for what is wrong in the files, an empty split, and a leak.
     """
     files: dict[str, Path] = {}
+    table: Table | None = None
     if sample is not None:
         rows = read_sample(sample)[1]
         files["judgments"] = sample_path(sample) / "judgments.parquet"
     else:
         assert judgments is not None
         known = None if items is None else read_items(items, rename=columns)
-        rows = read_judgments(judgments, known, scale, columns)
+        table = read_table(judgments, columns)
+        rows = judgments_of(table, known, scale)
         files["judgments"] = Path(judgments)
         if items is not None:
             files["items"] = Path(items)
-    chosen = scale_named(scale) if scale is not None else _scale_of(rows)
-    grade = positive_grade if positive_grade is not None else 1.0 if chosen is None else chosen.relevant
-    rows = with_splits(rows, split_by, fractions, salt)
+    chosen = judged_scale(rows, scale)
+    grade = positive_grade if positive_grade is not None else lowest_relevant(rows, scale)
+    rows = with_splits(rows, split_by, fractions, salt, table)
     refuse_leaks(rows)
     for split in SPLITS[:2]:
         if not any(row.split == split for row in rows):
@@ -98,23 +100,30 @@ def read_judged(
     return JudgedData(rows, chosen, grade, files)
 
 
-def with_splits(judgments: Sequence[Judgment], split_by: SplitBy, fractions: Fractions, salt: str) -> list[Judgment]:
+def with_splits(
+    judgments: Sequence[Judgment], split_by: SplitBy, fractions: Fractions, salt: str, table: Table | None = None
+) -> list[Judgment]:
     """The judgments with a split each: that of their file, or one by query.
 
-    ``auto`` takes those of the file where every judgment has one. Where the file names no
-    validation queries, they are taken out of its training queries.
+    ``auto`` takes those of the file where it has any, which every judgment must then have: a file
+    that names its test queries keeps them out of training. Where the file names no validation
+    queries, they are taken out of its training queries. ``table`` is for the line in messages.
 
     >>> rows = [Judgment("lamp", "1", 1.0, split="train"), Judgment("tv", "1", 1.0, split="test")]
     >>> [row.split for row in with_splits(rows, "auto", (0.8, 0.1, 0.1), "")]
     ['train', 'test']
     """
     named = [judgment.split is not None for judgment in judgments]
-    if split_by == "query" or (split_by == "auto" and not all(named)):
+    if split_by == "query" or (split_by == "auto" and not any(named)):
         splits = split_by_query([judgment.query for judgment in judgments], fractions, salt)
         return [replace(judgment, split=split) for judgment, split in zip(judgments, splits, strict=True)]
     if not all(named):
         raise DataError(
-            f"{named.count(False)} judgments have no split", column="split", fix="fill it, or set split_by: query"
+            f"{named.count(False)} of {len(named)} judgments have no split",
+            path=None if table is None else table.path,
+            line=None if table is None else _line_without_split(table),
+            column="split",
+            fix="fill the column, or set split_by: query",
         )
     if any(judgment.split == "valid" for judgment in judgments):
         return list(judgments)
@@ -130,7 +139,8 @@ def with_splits(judgments: Sequence[Judgment], split_by: SplitBy, fractions: Fra
 def soft_target(judgment: Judgment, scale: GradeScale | None) -> float:
     """The probability of relevance to train towards: that of the label on its scale, or the grade.
 
-    >>> soft_target(Judgment("tv", "1", 0.1, label="S"), scale_named("esci"))
+    >>> from pertinent.data.grades import SCALES
+    >>> soft_target(Judgment("tv", "1", 0.1, label="S"), SCALES["esci"])
     0.5
     """
     if scale is not None and judgment.label is not None and scale.knows(judgment.label):
@@ -159,20 +169,20 @@ def read_examples(
     if not rows:
         raise DataError("has no pairs to train on", path=path, fix="every query in it is held out, or it is empty")
 
-    def numbers(column: str, low: float, high: float, fix: str) -> NDArray[np.float32]:
+    def numbers(column: str, low: float, high: float, fix: str) -> NDArray[np.float64]:
         if not table.has(column):
-            return np.full(len(rows), np.nan, dtype=np.float32)
+            return np.full(len(rows), np.nan)
         cells = table.columns[column]
         values = [np.nan if cells[row] in (None, "") else table.number(row, column, low, high, fix) for row in rows]
-        return np.array(values, dtype=np.float32)
+        return np.array(values, dtype=np.float64)
 
     grade = numbers("grade", 0.0, 1.0, "give a number from 0 to 1")
     teacher = numbers("teacher_logit", -1e4, 1e4, "give the teacher's log odds of relevance")
-    relevant = np.where(np.isnan(grade), np.nan, grade >= positive_grade - 1e-9).astype(np.float32)
+    hard = np.where(np.isnan(grade), np.nan, relevant(grade, positive_grade)).astype(np.float32)
     texts = [table.need_text(row, "query") for row in rows], [table.need_text(row, "title") for row in rows]
-    return TrainingSet.build(pairs, *texts, relevant=relevant, grade=grade, teacher=teacher), dropped
+    return TrainingSet.build(pairs, *texts, relevant=hard, grade=grade, teacher=teacher), dropped
 
 
-def _scale_of(judgments: Sequence[Judgment]) -> GradeScale | None:
-    labels = {judgment.label for judgment in judgments if judgment.label is not None}
-    return scale_for(labels) if labels else None
+def _line_without_split(table: Table) -> int | None:
+    cells = table.texts("split") if table.has("split") else [None] * len(table)
+    return next((line for line, cell in zip(table.lines, cells, strict=True) if cell is None), None)

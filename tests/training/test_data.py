@@ -9,7 +9,9 @@ import pytest
 
 from pertinent.data.grades import scale_named
 from pertinent.errors import DataError
+from pertinent.evaluation.evaluate import EvaluateConfig, run_evaluate
 from pertinent.lexicon.pairs import PairTokenizer
+from pertinent.models.lexical import BM25
 from pertinent.records import Judgment, Split
 from pertinent.training.data import JudgedData, read_examples, read_judged, soft_target, with_splits
 
@@ -45,13 +47,48 @@ def test_validation_queries_come_out_of_training_where_the_file_names_none() -> 
 
 
 def test_without_splits_they_are_by_query_and_salt() -> None:
-    rows = judged(["train", None, None]) * 2
+    rows = judged([None, None, None]) * 2
     first = [row.split for row in with_splits(rows, "auto", FRACTIONS, "")]
     assert first[:3] == first[3:]
     assert with_splits(rows * 20, "query", FRACTIONS, "a") != with_splits(rows * 20, "query", FRACTIONS, "b")
-    with pytest.raises(DataError, match="4 judgments have no split"):
+    with pytest.raises(DataError, match="6 of 6 judgments have no split"):
         with_splits(rows, "column", FRACTIONS, "")
     assert with_splits([], "auto", FRACTIONS, "") == []
+
+
+def test_splits_that_only_some_rows_have_are_never_thrown_away(tmp_path: Path) -> None:
+    rows = judged(["test"] * 20 + [None] * 80)
+    with pytest.raises(DataError, match="80 of 100 judgments have no split; fill the column, or set split_by: query"):
+        with_splits(rows, "auto", FRACTIONS, "")
+    assert None not in {row.split for row in with_splits(rows, "query", FRACTIONS, "")}
+    path = tmp_path / "j.csv"
+    lines = [f"query {number},a,1,{'test' if number < 20 else ''}" for number in range(100)]
+    path.write_text("\n".join(["query,title,grade,split", *lines]))
+    with pytest.raises(DataError, match=r"j\.csv: line 22, column 'split': 80 of 100 judgments have no split"):
+        read_judged(str(path), **DEFAULTS)
+
+
+FIVE = ["perfect", "excellent", "good", "fair", "bad"]
+
+
+@pytest.mark.parametrize("scale", [None, "five_level"])
+def test_training_and_evaluation_find_the_same_pairs_relevant(tmp_path: Path, scale: str | None) -> None:
+    path = tmp_path / "j.csv"
+    lines = [f"query {number},title {number},{FIVE[number % 5]}" for number in range(50)]
+    path.write_text("\n".join(["query,title,label", *lines]))
+    data = read_judged(str(path), **(DEFAULTS | {"scale": scale}))
+    scorer = BM25().fit([f"title {number}" for number in range(50)])
+    evaluation = run_evaluate(EvaluateConfig(judgments=str(path), scale=scale, bootstrap=0), scorer)
+    assert data.positive_grade == evaluation.positive_grade == 0.75
+    assert data.relevant(data.judgments).sum() == evaluation.relevant.sum() == 20
+
+
+def test_a_grade_is_compared_alike_in_judgments_and_examples(tmp_path: Path, tiny_pairs: PairTokenizer) -> None:
+    path = tmp_path / "j.csv"
+    path.write_text("query,title,grade\nbal,dam,0.7\nbal,kur,0.69\n")
+    rows = [Judgment("bal", "1", 0.7), Judgment("bal", "2", 0.69)]
+    assert JudgedData(rows, None, 0.7).relevant(rows).tolist() == [True, False]
+    assert read_examples(str(path), tiny_pairs, 0.7, frozenset())[0].relevant.tolist() == [1.0, 0.0]
 
 
 def test_a_query_in_two_splits_fails_the_run(tmp_path: Path) -> None:
