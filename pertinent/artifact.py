@@ -2,16 +2,19 @@
 
 Every artifact has a ``manifest.json``: kind, format version, the config that made it, digests of
 its inputs, metrics, and the size and SHA-256 of every other file. It is written aside and renamed,
-so a reader sees the old folder or the new one, never a part. Nothing in it is ever unpickled.
+so a reader sees the old folder or the new one, never a part. Nothing in it is ever unpickled, and
+nothing but an artifact of the same kind is ever replaced.
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pertinent.errors import ArtifactError
+from pertinent.errors import ArtifactError, shorten
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -80,20 +83,23 @@ def write_artifact(
 ) -> Iterator[Path]:
     """A fresh folder to fill; on leaving the block it becomes ``path`` in one rename.
 
-    An artifact that stood at ``path`` is replaced; any other folder or file there is refused. If
-    the block raises, ``path`` is as it was before. ``metrics`` may be filled inside the block.
+    An artifact of the same kind that stood at ``path`` is replaced; anything else there is refused,
+    see `refuse_foreign`. Where ``path`` is a link to a folder, that folder is written and the link
+    stays. If the block raises, ``path`` is as it was before. ``metrics`` may be filled inside the block.
     """
     path = Path(path)
-    refuse_foreign(path)
+    refuse_foreign(path, kind)
+    path = _behind_link(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot write here: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: cannot write here: {getattr(error, 'strerror', None) or error}") from None
     try:
         yield aside
         _seal(aside, kind, config, inputs or {}, metrics or {})
         aside.chmod(0o755)
+        refuse_foreign(path, kind)  # the block may have taken hours
         swap(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -102,35 +108,58 @@ def write_artifact(
 def open_artifact(path: str | Path, kind: str | None = None, verify: bool = True) -> Artifact:
     """The artifact at ``path``; with ``verify`` every file is checked against its digest.
 
-    Raises ArtifactError, naming file and digest, for a missing, cut, changed or added file, a
-    manifest of another format version, or a folder of another kind.
+    Raises ArtifactError, naming file and digest, for a missing, cut or changed file, an added one that
+    could run code, a damaged manifest or one of another format version, and a folder of another kind.
     """
     path = Path(path)
     if not path.exists():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         # What `swap` leaves when the machine stops between its two renames.
-        old = sorted(path.parent.glob(f".{path.name}.*.old"))
+        old = sorted(path.parent.glob(f".{glob.escape(path.name)}.*.old"))
         hint = f"; its last version is at {old[-1]}, rename it back" if old else hint
         raise ArtifactError(f"{path}: no such folder{hint}")
     if not (path / MANIFEST).is_file():
+        if kind in (None, "model") and (path / "config.json").is_file():
+            raise ArtifactError(
+                f"{path}: is a Hugging Face folder; make it a model with: pertinent export {path} --no-int8 --out OUT"
+            )
         raise ArtifactError(f"{path}: has no {MANIFEST}, so it is not an artifact of pertinent")
     manifest = read_json(path / MANIFEST)
     _check_manifest(path, manifest)
     if kind is not None and manifest["kind"] != kind:
-        raise ArtifactError(f"{path}: is of kind {manifest['kind']!r}, but {kind!r} is needed here")
+        raise ArtifactError(f"{path}: is of kind {shorten(manifest['kind'])}, but {kind!r} is needed here")
     if verify:
         _verify_files(path, manifest)
     return Artifact(path, manifest)
 
 
-def refuse_foreign(path: Path) -> None:
-    """Raises ArtifactError where something stands that an artifact must not replace.
+def refuse_foreign(path: str | Path, kind: str) -> None:
+    """Raises ArtifactError where something stands that an artifact of this kind must not replace.
 
-    Long work asks before it begins; ``write_artifact`` asks again.
+    It may replace nothing, an empty folder, and an artifact of its own kind that holds the files its
+    manifest lists and no others. Long work asks before it begins; ``write_artifact`` asks again.
     """
-    if path.exists() and not (path.is_dir() and ((path / MANIFEST).exists() or not any(path.iterdir()))):
+    path = Path(path)
+    if path.name in ("", ".."):
+        raise ArtifactError(f"{path}: is not the name of a new folder; choose another, such as {path / kind}")
+    path = _behind_link(path)
+    if path.is_symlink():
+        raise ArtifactError(f"{path}: is a link that leads back to itself; choose another folder or remove it")
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not (path / MANIFEST).is_file():
         raise ArtifactError(f"{path}: exists and is not an artifact; choose another folder or remove it")
+    try:
+        listed = open_artifact(path, kind, verify=False).manifest["files"]
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}; it is not replaced: choose another folder to write to") from None
+    others = _files_in(path) - {MANIFEST, *listed}
+    if others:
+        raise ArtifactError(
+            f"{path}: holds {shorten(min(others))}, which is no part of the {kind} there and would be lost; "
+            "choose another folder, or move it away"
+        )
 
 
 def swap(new: Path, path: Path) -> None:
@@ -156,11 +185,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file, atomically: the old content stays until the new is complete."""
+    """Write a text file, atomically: the old content stays until the new is complete.
+
+    Halves of characters, which JSON can hold and UTF-8 cannot, become question marks.
+    """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(aside, "w", encoding="utf-8") as file:
+        with open(aside, "w", encoding="utf-8", errors="replace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -177,7 +209,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    # ValueError: text that is not UTF-8 or not JSON, and whole numbers of thousands of digits.
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not readable as JSON ({error}); the file is damaged") from None
 
 
@@ -202,54 +235,99 @@ def _seal(
         files[name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
-    content = json.dumps([kind, sorted((name, entry["sha256"]) for name, entry in files.items())])
     manifest = {
         "kind": kind,
         "format_version": FORMAT_VERSION,
-        "version": hashlib.sha256(content.encode()).hexdigest()[:12],
+        "version": _version(kind, files),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": dict(config),
         "inputs": dict(inputs),
         "metrics": dict(metrics),
-        "files": files,
     }
-    write_json(folder / MANIFEST, manifest)
+    manifest = json.loads(json.dumps(manifest))  # as a reader will see it, for the digest
+    write_json(folder / MANIFEST, {**manifest, "record_sha256": _record_digest(manifest), "files": files})
+
+
+def _version(kind: str, files: Mapping[str, Mapping[str, Any]]) -> str:
+    content = json.dumps([kind, sorted((name, entry["sha256"]) for name, entry in files.items())])
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def _record_digest(manifest: Mapping[str, Any]) -> str:
+    """Digest of what the manifest tells about the making, which ``version`` does not cover."""
+    told = json.dumps([manifest.get(part) for part in ("created", "config", "inputs", "metrics")], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _check_manifest(path: Path, manifest: Any) -> None:
-    wanted = {"kind": str, "format_version": int, "version": str, "config": dict, "metrics": dict, "files": dict}
-    if not isinstance(manifest, dict) or not all(isinstance(manifest.get(k), t) for k, t in wanted.items()):
-        raise ArtifactError(f"{path / MANIFEST}: not a manifest of pertinent; the file is damaged")
-    if not all(isinstance(e, dict) and {"bytes", "sha256"} <= e.keys() for e in manifest["files"].values()):
-        raise ArtifactError(f"{path / MANIFEST}: not a manifest of pertinent; the file is damaged")
+    damaged = ArtifactError(f"{path / MANIFEST}: not a manifest of pertinent; the file is damaged")
+    if not isinstance(manifest, dict) or type(manifest.get("format_version")) is not int:
+        raise damaged
     if manifest["format_version"] != FORMAT_VERSION:
         raise ArtifactError(
-            f"{path}: format version {manifest['format_version']!r}, but this software reads {FORMAT_VERSION}; "
+            f"{path}: format version {shorten(manifest['format_version'])}, but this software reads {FORMAT_VERSION}; "
             "upgrade pertinent, or make the artifact again"
         )
+    wanted = {"kind": str, "version": str, "config": dict, "metrics": dict, "files": dict}
+    if not all(isinstance(manifest.get(k), t) for k, t in wanted.items()):
+        raise damaged
+    if not isinstance(manifest.get("inputs", {}), dict):
+        raise damaged
+    for name, entry in manifest["files"].items():
+        if not (isinstance(entry, dict) and type(entry.get("bytes")) is int and 0 <= entry["bytes"] < 1 << 63):
+            raise damaged
+        if not (isinstance(entry.get("sha256"), str) and re.fullmatch("[0-9a-f]{64}", entry["sha256"])):
+            raise damaged
+        # Control characters, NUL among them, and halves of characters are in no name that we write.
+        if not name or re.search("[\x00-\x1f\x7f\ud800-\udfff]", name):
+            raise damaged
+        if ".." in Path(name).parts or Path(name).is_absolute():
+            raise ArtifactError(f"{path}: refuses {shorten(name)}: files must lie inside the folder, and not be links")
+    try:
+        record = _record_digest(manifest)
+    except RecursionError:
+        raise damaged from None
+    # Older manifests have no digest of the record.
+    if manifest["version"] != _version(manifest["kind"], manifest["files"]) or (
+        manifest.get("record_sha256", record) != record
+    ):
+        raise ArtifactError(f"{path / MANIFEST}: was changed after it was written; copy the whole folder again")
 
 
 def _verify_files(path: Path, manifest: Mapping[str, Any]) -> None:
-    inside = path.resolve()
+    inside = os.path.realpath(path)
     for name, entry in manifest["files"].items():
         file = path / name
         # Links of any part of the way are refused, also those that would stay inside.
-        if ".." in Path(name).parts or Path(name).is_absolute() or file.resolve() != inside / name:
-            raise ArtifactError(f"{path}: refuses {name!r}: files must lie inside the folder, and not be links")
-        if not file.is_file():
-            raise ArtifactError(f"{file}: missing; copy the whole folder again")
-        size = file.stat().st_size
-        if size != entry["bytes"]:
-            raise ArtifactError(f"{file}: has {size} bytes, the manifest says {entry['bytes']}; copy it again")
-        digest = sha256(file)
+        if os.path.realpath(file) != os.path.join(inside, name):
+            raise ArtifactError(f"{path}: refuses {shorten(name)}: files must lie inside the folder, and not be links")
+        try:
+            if not file.is_file():
+                raise ArtifactError(f"{file}: missing; copy the whole folder again")
+            size = file.stat().st_size
+            if size != entry["bytes"]:
+                raise ArtifactError(f"{file}: has {size} bytes, the manifest says {entry['bytes']}; copy it again")
+            digest = sha256(file)
+        except OSError as error:
+            raise ArtifactError(f"{file}: cannot be read: {error.strerror or error}") from None
         if digest != entry["sha256"]:
             raise ArtifactError(
                 f"{file}: SHA-256 is {digest[:12]}..., the manifest says {entry['sha256'][:12]}...; "
                 "the file is damaged, copy it again"
             )
-    extra = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()} - {MANIFEST, *manifest["files"]}
+    extra = _files_in(path) - {MANIFEST, *manifest["files"]}
     refused = sorted(name for name in extra if Path(name).suffix in REFUSED_SUFFIXES)
     if refused:
         raise ArtifactError(
             f"{path / refused[0]}: not listed in the manifest and of a kind that can run code; remove it"
         )
+
+
+def _files_in(path: Path) -> set[str]:
+    """Names of all that is no folder, links included."""
+    return {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_symlink() or not p.is_dir()}
+
+
+def _behind_link(path: Path) -> Path:
+    """The place that a link stands for; any other path as it is."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path

@@ -19,6 +19,7 @@ from pertinent.artifact import (
     input_digests,
     open_artifact,
     read_json,
+    refuse_foreign,
     sha256,
     write_artifact,
     write_json,
@@ -137,20 +138,78 @@ def test_a_smuggled_file_that_could_run_code_is_refused(tmp_path: Path, suffix: 
         lambda m: m.update(files={"a": None}),
         lambda m: m.update(files={"a": {"bytes": 1}}),
         lambda m: m.update(config=3),
+        lambda m: m.update(inputs=[]),
+        lambda m: m.update(format_version=True),
+        lambda m: m["files"]["empty.txt"].update(sha256=3),
+        lambda m: m["files"]["empty.txt"].update(sha256="ab"),
+        lambda m: m["files"]["empty.txt"].update(bytes="0"),
+        lambda m: m["files"]["empty.txt"].update(bytes=False),
+        lambda m: m["files"]["empty.txt"].update(bytes=10**400),
+        lambda m: m["files"].update({"a\0b": m["files"]["empty.txt"]}),
+        lambda m: m["files"].update({"a\nb": m["files"]["empty.txt"]}),
+        lambda m: m["files"].update({"\ud800": m["files"]["empty.txt"]}),
+        lambda m: m["files"].update({"": m["files"]["empty.txt"]}),
     ],
 )
 def test_a_broken_manifest_is_one_line(tmp_path: Path, change) -> None:
     path = make(tmp_path / "model")
     manifest = read_json(path / MANIFEST)
     change(manifest)
-    write_json(path / MANIFEST, manifest)
+    (path / MANIFEST).write_text(json.dumps(manifest))
     assert "the file is damaged" in said(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(kind="index"),
+        lambda m: m.update(version="0" * 12),
+        lambda m: m["files"].pop("empty.txt"),
+        lambda m: m["files"]["empty.txt"].update(sha256="0" * 64),
+        lambda m: m["config"].update(epochs=3),
+        lambda m: m["metrics"].update(auc=0.99),
+        lambda m: m["inputs"].clear(),
+        lambda m: m.update(created="yesterday"),
+        lambda m: m.update(record_sha256=None),
+    ],
+)
+def test_an_edited_manifest_is_found(tmp_path: Path, change) -> None:
+    path = make(tmp_path / "model")
+    manifest = read_json(path / MANIFEST)
+    change(manifest)
+    write_json(path / MANIFEST, manifest)
+    for verify in (True, False):
+        assert said(path, verify=verify).startswith(f"{path / MANIFEST}: was changed after it was written")
+
+
+def test_a_manifest_without_a_digest_of_its_record_is_read(tmp_path: Path) -> None:
+    path = make(tmp_path / "model")
+    manifest = read_json(path / MANIFEST)
+    del manifest["record_sha256"]
+    write_json(path / MANIFEST, manifest)
+    assert open_artifact(path).metrics == {"auc": 0.7}
+
+
+def test_what_json_changes_is_in_the_digest_as_it_is_read(tmp_path: Path) -> None:
+    with write_artifact(tmp_path / "a", "model", {"k": (1, 2)}, metrics={2: 0.1, 10: {"é": None}}):  # type: ignore[dict-item]
+        pass
+    assert open_artifact(tmp_path / "a").config == {"k": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\xff\xfe", b"null", b"[" * 100_000, b'{"a": 1%s}' % (b"0" * 5000)]
+)
 def test_a_manifest_that_is_not_json_is_one_line(tmp_path: Path, content: bytes) -> None:
     path = make(tmp_path / "model")
     (path / MANIFEST).write_bytes(content)
+    assert str(path / MANIFEST) in said(path)
+
+
+@pytest.mark.parametrize("depth", [500, 900, 950, 980, 990, 995])
+def test_a_manifest_nested_deep_is_one_line(tmp_path: Path, depth: int) -> None:
+    path = make(tmp_path / "model")
+    text = json.dumps({**read_json(path / MANIFEST), "metrics": {"a": "X"}}).replace('"X"', "[" * depth + "]" * depth)
+    (path / MANIFEST).write_text(text)
     assert str(path / MANIFEST) in said(path)
 
 
@@ -173,6 +232,22 @@ def test_a_missing_folder_suggests_the_nearest(tmp_path: Path) -> None:
     assert "is not an artifact" in said(tmp_path / "plain")
     (tmp_path / "file").write_text("x")
     assert "is not an artifact" in said(tmp_path / "file")
+    assert said(tmp_path / "**") == f"{tmp_path / '**'}: no such folder"
+
+
+def test_a_hugging_face_folder_is_told_what_it_can_become(tmp_path: Path) -> None:
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text("{}")
+    wanted = f"make it a model with: pertinent export {tmp_path / 'bert'} --no-int8 --out OUT"
+    assert said(tmp_path / "bert", kind="model") == f"{tmp_path / 'bert'}: is a Hugging Face folder; {wanted}"
+    assert "has no manifest.json" in said(tmp_path / "bert", kind="index")
+
+
+def test_a_link_that_leads_in_a_circle_is_refused(tmp_path: Path) -> None:
+    path = make(tmp_path / "model")
+    (path / "empty.txt").unlink()
+    (path / "empty.txt").symlink_to("empty.txt")
+    assert "empty.txt" in said(path)
 
 
 def test_a_failing_block_leaves_what_was_there(tmp_path: Path) -> None:
@@ -213,7 +288,86 @@ def test_foreign_folders_and_files_are_never_replaced(tmp_path: Path) -> None:
     make(tmp_path / "empty")
 
 
+def test_an_artifact_of_another_kind_is_never_replaced(tmp_path: Path) -> None:
+    path = make(tmp_path / "model")
+    with pytest.raises(ArtifactError, match=r"is of kind 'model', but 'index' is needed here; .*choose another folder"):
+        make(path, {"items": b"1"}, kind="index")
+    assert open_artifact(path).kind == "model"
+
+
+@pytest.mark.parametrize("content", ["{}", '{"name": "A web app", "icons": []}', "["])
+def test_a_folder_with_a_manifest_of_something_else_is_never_replaced(tmp_path: Path, content: str) -> None:
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / MANIFEST).write_text(content)
+    (tmp_path / "web" / "app.js").write_text("x")
+    with pytest.raises(ArtifactError, match="the file is damaged; it is not replaced: choose another folder"):
+        make(tmp_path / "web")
+    assert (tmp_path / "web" / "app.js").read_text() == "x"
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "deep/mine", ".git/HEAD", "link"])
+def test_files_that_are_no_part_of_an_artifact_are_never_lost(tmp_path: Path, name: str) -> None:
+    path = make(tmp_path / "model")
+    (path / name).parent.mkdir(exist_ok=True)
+    (path / name).symlink_to("nowhere") if name == "link" else (path / name).write_text("mine")
+    with pytest.raises(ArtifactError, match=rf"holds '{name}', which is no part of the model there and would be lost"):
+        make(path, {"new": b"1"})
+    assert (path / name).is_symlink() or (path / name).read_text() == "mine"
+    (path / name).unlink()
+    assert open_artifact(make(path, {"new": b"1"})).has("new")
+
+
+def test_a_file_that_comes_while_writing_is_not_lost_either(tmp_path: Path) -> None:
+    path = make(tmp_path / "model")
+    with pytest.raises(ArtifactError, match="would be lost"), write_artifact(path, "model", {}):
+        (path / "late.txt").write_text("mine")
+    assert (path / "late.txt").read_text() == "mine"
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_damaged_artifact_may_be_made_again(tmp_path: Path) -> None:
+    path = make(tmp_path / "model")
+    (path / "weights.safetensors").write_bytes(b"cut")
+    (path / "empty.txt").unlink()
+    open_artifact(make(path))
+
+
+def test_a_link_stays_and_the_folder_behind_it_is_written(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    target, link = make(tmp_path / "store" / "v1"), tmp_path / "model"
+    link.symlink_to("store/v1")
+    open_artifact(make(link, {"new": b"1"}))
+    assert link.is_symlink()
+    assert open_artifact(target).has("new")
+    with pytest.raises(ArtifactError, match="of kind"):
+        make(link, kind="index")
+    # Also where the folder is not there yet.
+    (tmp_path / "next").symlink_to("store/v2")
+    make(tmp_path / "next")
+    assert sorted(os.listdir(tmp_path / "store")) == ["v1", "v2"]
+    assert sorted(os.listdir(tmp_path)) == ["model", "next", "store"]
+
+
+def test_a_link_in_a_circle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(ArtifactError, match="leads back to itself"):
+        make(tmp_path / "a")
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", [".", "..", "/"])
+def test_a_folder_without_a_name_of_its_own_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArtifactError, match="choose another, such as"):
+        refuse_foreign(name, "model")
+
+
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="cannot write here: embedded null byte"):
+        make(tmp_path / "a\0b")
     (tmp_path / "file").write_text("x")
     with pytest.raises(ArtifactError, match="cannot write here"):
         make(tmp_path / "file" / "below")
@@ -295,6 +449,11 @@ def test_text_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
         write_text(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["report.json"]
+
+
+def test_halves_of_characters_are_written_as_question_marks(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "a\ud800b")
+    assert (tmp_path / "a.txt").read_text() == "a?b"
 
 
 def test_text_in_a_missing_folder_is_one_line(tmp_path: Path) -> None:

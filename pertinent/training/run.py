@@ -116,7 +116,7 @@ def train(config: TrainConfig) -> Artifact:
     """
     need("torch", "train")
     out = Path(config.out)
-    refuse_foreign(out)
+    refuse_foreign(out, "model")
     data = read_judged(
         config.judgments,
         config.sample,
