@@ -12,7 +12,7 @@ import numpy as np
 
 from pertinent.artifact import Artifact, read_json, write_json
 from pertinent.config import Config
-from pertinent.errors import ArtifactError, ConfigError
+from pertinent.errors import ArtifactError, ConfigError, shorten
 from pertinent.lexicon.pairs import PairConfig, PairTokenizer
 from pertinent.models import MODELS
 from pertinent.models.weights import WeightsType, load_weights, pack, unpack
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 WEIGHTS_FILE = "model.safetensors"
 MODEL_FILE = "model.json"
+# What texts and layout are held against without loading the network.
+_COUNTS = ("vocabulary_size", "max_positions")
 
 
 def model_class(name: str) -> Any:
@@ -100,10 +102,17 @@ def load_pairs(artifact: Artifact) -> PairTokenizer:
 
 
 def model_settings(artifact: Artifact) -> dict[str, Any]:
-    """The content of ``model.json``, checked for its parts."""
+    """The content of ``model.json``, checked for its parts and the sizes that need no network to be used."""
     settings = read_json(artifact.file(MODEL_FILE))
     if not isinstance(settings, dict) or not all(isinstance(settings.get(k), dict) for k in ("network", "pairs")):
         raise ArtifactError(f"{artifact.path / MODEL_FILE}: has no 'network' and 'pairs'; the file is damaged")
+    for name in _COUNTS:
+        value = settings["network"].get(name, 1)
+        if type(value) is not int or not 0 < value < 1 << 31:
+            raise ArtifactError(
+                f"{artifact.path / MODEL_FILE}: network.{name} is {shorten(value)}, not a whole number from 1; "
+                "the file is damaged"
+            )
     return settings
 
 
@@ -123,9 +132,9 @@ def _load_arrays(network: nn.Module, weights: Mapping[str, Any]) -> None:
     network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
 
 
-def _entry(name: str) -> tuple[str, str]:
-    if name not in MODELS:
-        raise ConfigError(f"model.type: {name!r} is not a model; allowed: {', '.join(MODELS)}")
+def _entry(name: object) -> tuple[str, str]:
+    if not isinstance(name, str) or name not in MODELS:
+        raise ConfigError(f"model.type: {shorten(name)} is not a model; allowed: {', '.join(MODELS)}")
     return MODELS[name]
 
 

@@ -177,6 +177,29 @@ def test_settings_of_another_version_are_named(tmp_path: Path, tiny_network: Any
         load_pairs(artifact)
 
 
+@pytest.mark.parametrize("name", ["vocabulary_size", "max_positions"])
+@pytest.mark.parametrize("value", ["x", None, [], 0, -1, 2.5, True, 10**400, float("nan")])
+def test_sizes_that_are_no_numbers_are_refused(
+    tmp_path: Path, tiny_network: Any, tiny_pairs: PairTokenizer, name: str, value: Any
+) -> None:
+    artifact = save(tmp_path / "model", tiny_network, tiny_pairs)
+    change_settings(artifact, lambda s: s["network"].update({name: value}))
+    for load in (load_pairs, load_network):
+        with pytest.raises(ArtifactError, match=rf"model\.json: network\.{name} is .*, not a whole number") as caught:
+            load(artifact)
+        assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("kind", ["bert", [], {}, None, 1])
+def test_a_network_of_no_known_type_is_refused(
+    tmp_path: Path, tiny_network: Any, tiny_pairs: PairTokenizer, kind: Any
+) -> None:
+    artifact = save(tmp_path / "model", tiny_network, tiny_pairs)
+    change_settings(artifact, lambda s: s["network"].update(type=kind))
+    with pytest.raises(ConfigError, match=r"is not a model; allowed: ei_src, sbert"):
+        load_network(artifact)
+
+
 def test_layout_is_kept(tmp_path: Path, tiny_network: Any, tiny_pairs: PairTokenizer) -> None:
     layout = PairConfig(query_length=8, item_length=20, positions="running", normalize=False)
     artifact = save(tmp_path / "model", tiny_network, PairTokenizer(tiny_pairs.tokenizer, layout))
