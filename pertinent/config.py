@@ -50,7 +50,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ConfigError with line and column where it is broken."""
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _copy(_parse(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, _names_beside(path), n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
@@ -62,6 +62,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         spot = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or "not valid YAML"
         raise ConfigError(f"{path}: {spot}{problem}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: is nested too deep, or holds itself") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -82,9 +84,10 @@ def override(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]
         if not equals or not path:
             raise ConfigError(f"--set {text}: expected a.b=value, such as --set epochs=3")
         try:
-            value = yaml.safe_load(raw)
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {text}: the value is not valid YAML; quote it") from None
+            value = _copy(_parse(raw))
+        except (yaml.YAMLError, RecursionError):
+            spot = path if len(text) > 100 else text
+            raise ConfigError(f"--set {spot}: the value is not valid YAML; quote it") from None
         *parents, last = path.split(".")
         spot: Any = values
         for key in parents:
@@ -94,6 +97,22 @@ def override(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]
         else:
             spot[last] = value
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader; where it fails in Python's own words, it says the place as elsewhere."""
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        # 2026-13-45 looks like a date and is none; a number may have too many digits.
+        except (ValueError, OverflowError, LookupError, AttributeError, TypeError):
+            problem = f"{shorten(node.value)} is not a value; quote it if it is text"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
 
 
 def _copy(value: Any) -> Any:

@@ -91,6 +91,14 @@ def test_configs_are_frozen() -> None:
         ("- 1\n- 2\n", "expected settings as 'key: value' lines"),
         ("just words\n", "expected settings as 'key: value' lines"),
         ("a: \x00\n", "train.yaml"),
+        ("a: 1\nout: 2026-13-45\n", "line 2, column 6: '2026-13-45' is not a value; quote it"),
+        ("a: {b: [2001-12-14 21:59:43 +99:99]}\n", "line 1, column 9: '2001-12-14 21:59:43 +99:99' is not a value"),
+        ("epochs: " + "1" * 5000 + "\n", "line 1, column 9: '1111"),
+        ("a: !!int ''\n", "line 1, column 4: '' is not a value"),
+        ("a: !!bool x\n", "line 1, column 4: 'x' is not a value"),
+        ("a: !!timestamp x\n", "line 1, column 4: 'x' is not a value"),
+        ("a: " + "[" * 5000 + "\n", "nested too deep"),
+        ("a: &x [*x]\n", "nested too deep, or holds itself"),
     ],
 )
 def test_broken_yaml_says_where(tmp_path: Path, text: str, expected: str) -> None:
@@ -132,12 +140,19 @@ def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
         ("objective.5.weight=1", "'5' is not a place in a list of 1"),
         ("objective.x=1", "'x' is not a place in a list of 1"),
         ("epochs=[1", "not valid YAML"),
+        ("out=2026-13-45", "the value is not valid YAML; quote it"),
+        ("out=!!int ''", "the value is not valid YAML; quote it"),
+        ("out=&x [*x]", "the value is not valid YAML; quote it"),
     ],
 )
 def test_a_wrong_override_is_named(text: str, expected: str) -> None:
     said = message(override, {"objective": [{"type": "softmax"}]}, [text])
     assert said.startswith(f"--set {text}: ")
     assert expected in said
+
+
+def test_a_number_of_too_many_digits_is_not_printed() -> None:
+    assert message(override, {}, ["a.b=" + "1" * 5000]) == "--set a.b: the value is not valid YAML; quote it"
 
 
 @pytest.mark.parametrize("raw", ["3", "0.5", "true", "null", "[1, 2]", "{a: 1}", "2.0e-5", "a=b", "'12:30'", "é"])
