@@ -21,7 +21,7 @@ from pertinent.data.readers import read_items, read_judgments, read_table
 from pertinent.errors import DataError, ScoringError
 from pertinent.evaluation.metrics import mrr, ndcg, recall_at
 from pertinent.evaluation.pooled import THRESHOLD, Floats, measure, pool
-from pertinent.evaluation.report import write_report
+from pertinent.evaluation.report import check_report_path, write_report
 from pertinent.evaluation.resample import Estimate, interval, resampled
 from pertinent.evaluation.result import Evaluation, Slice
 from pertinent.evaluation.slices import SegmentBy, slicings
@@ -61,6 +61,8 @@ class EvaluateConfig(Config):
 
 def run_evaluate(config: EvaluateConfig, scorer: PairScorer) -> Evaluation:
     """The evaluation that a config describes; writes its report where one is asked for."""
+    if config.report is not None:
+        check_report_path(config.report)
     renames = {path: _renames(path, config) for path in (config.items, config.judgments) if path is not None}
     unknown = sorted(set(config.columns).difference(*renames.values()))
     if unknown:

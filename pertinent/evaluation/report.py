@@ -7,6 +7,7 @@ escaped, and the page's own policy forbids scripts and outside files.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -52,18 +53,39 @@ def write_report(
 
     ``facts`` are names and values to print at the top (data, machine, command); ``speeds`` are by the
     same names as ``evaluations``; ``comparisons`` are by a name such as ``"three layers less BM25"``.
+    If one of the two files cannot be written, both are as they were before.
     """
     path = Path(path)
-    if path.suffix == ".json":
-        raise DataError("the report is an HTML page, with JSON beside it", path=path, fix="name it report.html")
+    check_report_path(path)
     if not evaluations:
         raise DataError("no evaluation to report", path=path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     shown = {"made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "pertinent": __version__, **(facts or {})}
     numbers = report_numbers(evaluations, title, shown, speeds or {}, comparisons or {})
-    write_json(path.with_suffix(".json"), numbers)
-    write_text(path, report_page(evaluations, title, shown, speeds or {}, comparisons or {}))
+    text = report_page(evaluations, title, shown, speeds or {}, comparisons or {})
+    beside = path.with_suffix(".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = beside.read_bytes() if beside.exists() else None
+    write_json(beside, numbers)
+    try:
+        write_text(path, text)
+    except BaseException:
+        beside.unlink() if before is None else beside.write_bytes(before)
+        raise
     return path
+
+
+def check_report_path(path: str | Path) -> None:
+    """Raises DataError where a report cannot be written, before any work is done for it."""
+    path = Path(path)
+    if path.is_dir():
+        raise DataError("is a folder", path=path, fix=f"name a file in it, such as {path / 'report.html'}")
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise DataError("the report is an HTML page, with JSON beside it", path=path, fix="name it report.html")
+    if path.with_suffix(".json").is_dir():
+        raise DataError("is a folder, but the JSON beside the report goes there", path=path.with_suffix(".json"))
+    folder = next(place for place in path.absolute().parents if place.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise DataError(f"cannot write into {folder}", path=path, fix="choose another place")
 
 
 def report_numbers(

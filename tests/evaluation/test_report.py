@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -13,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pertinent.errors import DataError
+from pertinent.errors import ArtifactError, DataError
 from pertinent.evaluation.charts import Axis, Series, line_chart, log_ticks, round_ticks, scatter
 from pertinent.evaluation.compare import compare
-from pertinent.evaluation.evaluate import evaluate, evaluate_scores
-from pertinent.evaluation.report import write_report
+from pertinent.evaluation.evaluate import EvaluateConfig, evaluate, evaluate_scores, run_evaluate
+from pertinent.evaluation.report import check_report_path, write_report
 from pertinent.evaluation.speed import latency_stats
 from pertinent.records import Judgment
 
@@ -168,6 +169,70 @@ def test_wrong_use_says_what_to_do(tmp_path: Path, words: type[Any], judged: Jud
     with pytest.raises(DataError, match="no evaluation"):
         write_report(tmp_path / "r.html", {})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("folder", r"folder: is a folder; name a file in it, such as .*folder/report\.html$"),
+        (".", "is a folder"),
+        ("report", r"name it report\.html"),
+        ("report.json", r"name it report\.html"),
+        ("report.pdf", r"name it report\.html"),
+        ("folder/taken.html", r"taken\.json: is a folder, but the JSON beside the report goes there"),
+        ("file/report.html", r"cannot write into .*file; choose another place"),
+        ("file/deep/report.html", r"cannot write into .*file; choose another place"),
+    ],
+)
+def test_a_place_that_cannot_take_a_report_is_refused_before_anything_is_scored(
+    tmp_path: Path, judged: Judged, words: type[Any], name: str, message: str
+) -> None:
+    (tmp_path / "folder" / "taken.json").mkdir(parents=True)
+    (tmp_path / "file").write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DataError, match=message) as caught:
+        write_report(tmp_path / name, {"a": evaluate(words(), judged(3), positive_grade=1.0, bootstrap=0)})
+    assert "\n" not in str(caught.value)
+    # The judgments are not even looked for.
+    with pytest.raises(DataError, match=message):
+        run_evaluate(EvaluateConfig(judgments="nowhere.csv", report=str(tmp_path / name)), words())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_new_place_is_fine_and_nothing_is_made_there_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in ("report.html", "a/b/Report.HTM", tmp_path / "c" / "report.html"):
+        check_report_path(path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("failing", ["r.json", "r.html"])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_disk_that_fills_up_leaves_both_files_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged: Judged, words: type[Any], failing: str, before: bool
+) -> None:
+    if before:
+        (tmp_path / "r.json").write_text("old")
+        (tmp_path / "r.html").write_text("old")
+    real = os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        if target.name == failing:
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr("os.replace", replace)
+    result = evaluate(words(), judged(3), positive_grade=1.0, bootstrap=0)
+    with pytest.raises(ArtifactError, match="No space left"):
+        write_report(tmp_path / "r.html", {"a": result})
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == ({"r.json": "old", "r.html": "old"} if before else {})
+
+
+def test_queries_with_half_a_character_are_reported(tmp_path: Path, words: type[Any]) -> None:
+    rows = [Judgment("tv \ud800", str(n), float(n), title="tv") for n in range(2)]
+    path = write_report(tmp_path / "r.html", {"a": evaluate(words(), rows, positive_grade=1.0, bootstrap=0)})
+    json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    Page(path.read_text(encoding="utf-8"))
 
 
 def test_charts_leave_out_points_that_are_not_finite() -> None:
