@@ -234,6 +234,10 @@ def _json(text: str, path: Path, line: int | None) -> Any:
         raise DataError(f"is not JSON: {error.msg}, at character {error.colno}", path=path, line=at) from None
     except RecursionError:
         raise DataError("is JSON nested too deep", path=path, line=line) from None
+    except ValueError:  # Python reads no more than some thousands of digits
+        raise DataError(
+            "has a whole number of too many digits", path=path, line=line, fix='put it into quotes: "123"'
+        ) from None
 
 
 def _records(rows: Iterable[tuple[int, Any]], path: Path) -> Table:

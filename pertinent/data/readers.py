@@ -210,7 +210,7 @@ def _named(table: Table, row: int, value: object) -> dict[Any, Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             raise table.wrong(row, "attributes", "is not JSON", 'give an object such as {"color": "red"}') from None
     if not isinstance(value, dict):
         raise table.wrong(row, "attributes", "is not an object", 'give an object such as {"color": "red"}')

@@ -71,12 +71,17 @@ class Table:
         return self.columns.get(name) or [None] * len(self)
 
     def missing(self, name: str, fix: str | None = None) -> DataError:
-        """The error that says that a column is not there, with the nearest one that is."""
+        """The error that says that a column is not there, with the nearest one that is.
+
+        A column of ours may have another name in the file: then the command line can rename it.
+        """
         near = nearest(name, self.columns)
-        if fix is None and near is not None:
-            fix = f"rename the column {near!r} to {name!r}, if that is what it holds"
+        meant = f"rename the column {near!r} to {name!r}, if that is what it holds" if near is not None else None
+        ours = name in ITEM_COLUMNS or name in JUDGMENT_COLUMNS
+        renamed = f"--columns {near or 'yours'}={name}" if ours else None
+        ways = [way for way in (fix or meant, renamed) if way is not None]
         there = ", ".join(list(self.columns)[:20])
-        return DataError(f"has no column {name!r}; it has {there}", path=self.path, fix=fix)
+        return DataError(f"has no column {name!r}; it has {there}", path=self.path, fix=", or: ".join(ways) or None)
 
     def wrong(self, row: int, column: str, problem: str, fix: str | None = None) -> DataError:
         """The error for one cell: path, line, column and value are filled in."""
@@ -125,6 +130,8 @@ class Table:
         value = self.columns[column][row]
         try:
             number = float(value)
+        except OverflowError:  # a whole number of hundreds of digits
+            number = math.inf
         except (TypeError, ValueError):
             raise self.wrong(row, column, "is empty" if value is None else "is not a number", fix) from None
         if math.isnan(number):

@@ -136,6 +136,8 @@ def test_a_query_over_parquet_opens_nothing_but_its_files(tmp_path):
         ("j.json", b'{"a": 1}', "not a list; give a list of objects"),
         ("j.json", b'[{"a": 1},\n {"b" 2}]', "line 2: is not JSON: Expecting ':'"),
         ("j.jsonl", b"[" * 200_000, "is JSON nested too deep"),
+        ("j.jsonl", b'{"a": 1}\n{"a": %s}\n' % (b"1" * 5000), "line 2: has a whole number of too many digits; put it"),
+        ("j.json", b'[{"a": -%s}]' % (b"1" * 5000), "j.json: has a whole number of too many digits"),
     ],
 )
 def test_a_file_that_cannot_be_read_says_why_and_where(file, name, content, message):
@@ -217,6 +219,7 @@ def test_items_have_texts_and_attributes(file):
             "line 2, column 'attributes', value 'red': is not JSON; give an object",
         ),
         ("item_id,title,attributes\n1,x,3\n", "column 'attributes', value '3': is not an object"),
+        ("item_id,title,attributes\n1,x," + "1" * 5000 + "\n", "column 'attributes', value '1111.*: is not JSON"),
     ],
 )
 def test_a_wrong_item_is_named_by_file_line_and_column(file, content, message):
@@ -282,6 +285,15 @@ def test_an_unknown_grade_word_names_line_and_words(file):
         read_judgments(path, scale="ESCI!")
     with pytest.raises(DataError, match="line 2, column 'label': is empty"):
         read_judgments(file('query,title,label\ntv,x,""\n'), scale="esci")
+
+
+def test_a_grade_of_hundreds_of_digits_is_refused_in_one_line(file):
+    path = file('{"query": "tv", "title": "x", "grade": 1%s}\n' % ("0" * 400), "j.jsonl")
+    with pytest.raises(
+        DataError, match=r"line 1, column 'grade', value 10+\.\.\..* is not from 0 to 1; give"
+    ) as caught:
+        read_judgments(path)
+    assert len(str(caught.value)) < 300
 
 
 def test_nan_in_a_parquet_or_json_file_is_refused_as_well(file, tmp_path):

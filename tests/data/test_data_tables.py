@@ -18,13 +18,25 @@ def test_columns_are_those_of_the_records():
 def test_a_missing_column_is_named_with_the_nearest_there_is():
     with pytest.raises(DataError, match=r"t.csv: has no column 'title'; it has qid, product_title; rename.*'product_"):
         table(qid=["1"], product_title=["a"]).column("title")
-    with pytest.raises(DataError, match=r"has no column 'title'; it has price$"):
+    with pytest.raises(DataError, match=r"holds, or: --columns product_title=title$"):
+        table(qid=["1"], product_title=["a"]).column("title")
+    with pytest.raises(DataError, match=r"has no column 'title'; it has price; --columns yours=title$"):
         table(price=["1"]).column("title")
+    # What only the file's own maker names cannot be renamed to.
+    with pytest.raises(DataError, match=r"has no column 'weight'; it has price$"):
+        table(price=["1"]).column("weight")
 
 
 def test_empty_columns_read_as_none():
     assert table(a=["x", "y"]).column_or_none("b") == [None, None]
     assert table(a=["x", "y"]).column_or_none("a") == ["x", "y"]
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), "1e400", 1e300])
+def test_numbers_beyond_all_range_are_refused_in_one_line(value):
+    with pytest.raises(DataError, match=r"line 2, column 'grade', .* is not from 0 to 1; fix$") as caught:
+        table(grade=[value]).number(0, "grade", 0.0, 1.0, "fix")
+    assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize(
