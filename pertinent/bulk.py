@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,8 +21,9 @@ from pydantic import Field
 
 from pertinent.artifact import read_json, sha256, write_json, write_text
 from pertinent.config import Config
-from pertinent.data.files import DELIMITERS, check_exists, kind_of, open_text, query_parquet
-from pertinent.data.tables import MAX_FIELD_CHARACTERS, nearest, plain
+from pertinent.data.files import check_exists, kind_of
+from pertinent.data.readers import read_table_parts
+from pertinent.data.tables import Table
 from pertinent.engine.scorer import Scorer
 from pertinent.errors import ArtifactError, DataError
 from pertinent.records import Pair
@@ -77,98 +78,29 @@ def score_table(config: BulkConfig, scorer: Scorer | None = None) -> BulkResult:
     done = sorted(parts.glob("part-*.jsonl"))
     resumed = config.chunk * len(done)
     total = 0
-    rows = table_rows(source, config.rename)
-    keep: list[str] | None = None
-    for number, chunk in enumerate(_shown(_chunks(rows, config.chunk), config)):
-        total += len(chunk)
-        if keep is None:  # the first row tells which columns there are
-            keep = [name for name in config.keep if name in chunk[0][1]]
-        if number < len(done):
-            continue
-        scores = scorer.score_pairs([Pair(plain(row["query"]), plain(row["title"])) for _, row in chunk])
-        lines = []
-        for (_, row), score in zip(chunk, scores, strict=True):
-            kept = {name: None if row.get(name) is None else plain(row[name]) for name in keep}
-            texts = {"query": plain(row["query"]), "title": plain(row["title"])}
-            lines.append(json.dumps({**texts, **kept, "score": float(score)}, ensure_ascii=True))
-        write_text(parts / f"part-{number:06d}.jsonl", "\n".join(lines) + "\n")
-    if not total:
-        shutil.rmtree(parts)
-        raise DataError("has no rows", path=source, fix="give a file with at least one pair")
+    try:
+        for number, table in enumerate(_shown(read_table_parts(source, config.chunk, config.rename), config)):
+            total += len(table)
+            if number >= len(done):
+                write_text(parts / f"part-{number:06d}.jsonl", _scored(table, scorer, config.keep))
+    except DataError:
+        if not any(parts.glob("part-*.jsonl")):
+            shutil.rmtree(parts)
+        raise
     _join(parts, out)
     shutil.rmtree(parts)
     return BulkResult(out, total, min(resumed, total), time.perf_counter() - started)
 
 
-def table_rows(path: Path, rename: Mapping[str, str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a table with their lines, one at a time; each has ``query`` and ``title``."""
-    kind = kind_of(path)
-    if kind == ".json":
-        raise DataError("is one JSON value, which cannot be read in parts", path=path, fix="use .jsonl")
-    read = _parquet_rows if kind == ".parquet" else _csv_rows if kind in DELIMITERS else _jsonl_rows
-    for line, row in read(path):
-        row = {rename.get(name, name): value for name, value in row.items()}
-        for name in ("query", "title"):
-            if name not in row:
-                near = nearest(name, row)
-                fix = f"did you mean {near!r}? give it in 'rename'" if near else "name it in 'rename'"
-                raise DataError(f"has no column {name!r}; it has {', '.join(row)}", path=path, line=line, fix=fix)
-            row[name] = row[name] if row[name] is not None else ""
-        yield line, row
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_FIELD_CHARACTERS))
-    with open_text(path) as file:
-        header = file.readline(MAX_FIELD_CHARACTERS)
-        delimiter = max([DELIMITERS[kind_of(path)], "\t", ";", ",", "|"], key=header.count)
-        file.seek(0)
-        reader = csv.reader(file, delimiter=delimiter)
-        names: list[str] = []
-        line = 1
-        try:
-            for cells in reader:
-                if cells and not names:
-                    names = [cell.strip() for cell in cells]
-                elif cells:
-                    if len(cells) != len(names):
-                        problem = f"has {len(cells)} cells, the header has {len(names)}"
-                        raise DataError(problem, path=path, line=line, fix="put a cell with a delimiter into quotes")
-                    yield line, dict(zip(names, cells, strict=True))
-                line = reader.line_num + 1
-        except csv.Error as error:
-            raise DataError(f"is not readable as CSV: {error}", path=path, line=line, fix="look for a quote") from None
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open_text(path) as file:
-        for line, text in enumerate(file, start=1):
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise DataError(f"is not JSON: {error}", path=path, line=line, fix="give one object a line") from None
-            if not isinstance(row, dict):
-                raise DataError("is not an object", path=path, line=line, fix='give {"query": ..., "title": ...}')
-            yield line, row
-
-
-def _parquet_rows(path: Path, at_once: int = 50_000) -> Iterator[tuple[int, dict[str, Any]]]:
-    sql = (
-        "SELECT * FROM read_parquet($file, file_row_number = true) "
-        "WHERE file_row_number >= $start AND file_row_number < $stop ORDER BY file_row_number"
-    )
-    start = 0
-    while True:
-        names, rows = query_parquet({"file": path}, sql, {"start": start, "stop": start + at_once})
-        for number, cells in enumerate(rows, start=start + 1):
-            row = dict(zip(names, cells, strict=True))
-            row.pop("file_row_number")
-            yield number, row
-        if len(rows) < at_once:
-            return
-        start += at_once
+def _scored(table: Table, scorer: Scorer, keep: Sequence[str]) -> str:
+    """The lines of a part file: texts, what is kept of the other columns, and the score."""
+    queries, titles = ([text or "" for text in table.texts(name)] for name in ("query", "title"))
+    scores = scorer.score_pairs([Pair(*texts) for texts in zip(queries, titles, strict=True)]).tolist()
+    kept = {name: table.texts(name) for name in keep if table.has(name)}  # the same names in every part
+    columns = {**kept, "query": queries, "title": titles, "score": scores}
+    names = dict.fromkeys(["query", "title", *columns])
+    rows = zip(*(columns[name] for name in names), strict=True)
+    return "".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows)
 
 
 def _open_parts(out: Path, source: Path, scorer: Scorer, config: BulkConfig) -> Path:
@@ -258,14 +190,9 @@ def _flush(file: IO[str]) -> None:
     os.fsync(file.fileno())
 
 
-def _chunks(rows: Iterator[tuple[int, dict[str, Any]]], size: int) -> Iterator[list[tuple[int, dict[str, Any]]]]:
-    while chunk := list(islice(rows, size)):
-        yield chunk
-
-
-def _shown(chunks: Iterator[Any], config: BulkConfig) -> Iterator[Any]:
+def _shown(tables: Iterator[Table], config: BulkConfig) -> Iterator[Table]:
     if not config.progress:
-        yield from chunks
+        yield from tables
         return
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -273,6 +200,6 @@ def _shown(chunks: Iterator[Any], config: BulkConfig) -> Iterator[Any]:
     columns = (TextColumn("scoring"), MofNCompleteColumn(), TextColumn("pairs"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("scoring", total=None)
-        for chunk in chunks:
-            yield chunk
-            bar.advance(task, len(chunk))
+        for table in tables:
+            yield table
+            bar.advance(task, len(table))

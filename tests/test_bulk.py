@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,6 @@ import pytest
 from pertinent import bulk
 from pertinent.artifact import Artifact
 from pertinent.bulk import BulkConfig, score_table
-from pertinent.data.samples import sample_path
 from pertinent.engine.scorer import Scorer
 from pertinent.errors import ArtifactError, DataError
 
@@ -141,12 +142,19 @@ def test_columns_are_renamed_and_others_kept_as_text(scorer: Scorer, tmp_path: P
 
 
 BAD = {
-    "wrong column": ("in.csv", "query,titel\na,b\n", r"line 2: has no column 'title'.*did you mean 'titel'"),
+    "wrong column": (
+        "in.csv",
+        "query,titel\na,b\n",
+        r"in.csv: has no column 'title'; it has query, titel; rename the column 'titel'",
+    ),
     "empty": ("in.csv", "", "is empty"),
     "header only": ("in.csv", "query,title\n", "has no rows"),
-    "ragged": ("in.csv", "query,title\na,b\nc\n", "line 3: has 1 cells, the header has 2"),
+    "list": ("in.jsonl", '{"query": "a", "title": ["b"]}\n', "line 1, column 'title'.*: is a list"),
+    "nothing closed": ("in.csv", 'query,title\na,"b\nc,d\n', "line 2: a quote is never closed"),
+    "column twice": ("in.csv", "query,title,title\na,b,c\n", "line 1, column 'title': is in the header twice"),
+    "ragged": ("in.csv", "query,title\na,b\nc\n", "line 3.*: has 1 cells, the header has 2"),
     "not json": ("in.jsonl", '{"query": "a", "title": "b"}\n{"query"\n', "line 2: is not JSON"),
-    "no object": ("in.jsonl", "[1]\n", "line 1: is not an object"),
+    "no object": ("in.jsonl", "[1]\n", "line 1.*: is not an object"),
     "one value": ("in.json", "[]", "use .jsonl"),
     "binary": ("in.csv", "a\0b", "is binary"),
     "unknown format": ("in.xlsx", "x", "format"),
@@ -177,15 +185,49 @@ def test_a_field_beyond_the_limit_and_outputs_that_cannot_be_written(scorer: Sco
         score_table(config(source, tmp_path / "file" / "out.csv"), scorer)
     long = tmp_path / "long.csv"
     long.write_text('query,title\ntea,"' + "x" * 10_000_001 + '"\n')
-    with pytest.raises(DataError, match="line 2: is not readable as CSV"):
+    with pytest.raises(DataError, match="line 2: cannot be read as CSV"):
         score_table(config(long, tmp_path / "o.csv"), scorer)
     long.write_text('query,title\ntea,"' + "tea " * 250_000 + '"\n')
     assert score_table(config(long, tmp_path / "o.csv"), scorer).rows == 1
 
 
-def test_real_judgments_are_read_in_pieces(tmp_path: Path) -> None:
-    path = sample_path("icecat") / "judgments.parquet"
-    rename = {"item_id": "title"}
-    pieces = [list(bulk.table_rows(path, rename)), list(bulk._parquet_rows(path, at_once=500))]
-    assert len(pieces[0]) == len(pieces[1]) == 2589
-    assert [line for line, _ in pieces[0]] == [line for line, _ in pieces[1]] == list(range(1, 2590))
+@pytest.mark.parametrize("out", [".csv", ".jsonl", ".parquet"])
+def test_columns_are_those_of_the_whole_file(scorer: Scorer, out: str, tmp_path: Path) -> None:
+    rows = [{"query": "tea"}, {"title": "pot", "query": "tea"}, {"query": "tea", "title": "mug", "item_id": 3}]
+    score_table(config(write(tmp_path / "in.jsonl", rows), tmp_path / f"out{out}", chunk=1), scorer)
+    got = read(tmp_path / f"out{out}")
+    assert [list(row) for row in got] == [["query", "title", "item_id", "score"]] * 3
+    assert [row["item_id"] or None for row in got] == [None, None, "3"]
+    assert [row["title"] or "" for row in got] == ["", "pot", "mug"]
+
+
+def test_a_column_to_rename_has_to_be_there(scorer: Scorer, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.csv", ROWS)
+    with pytest.raises(DataError, match="has no column 'product_name'"):
+        score_table(config(source, tmp_path / "out.csv", rename={"product_name": "title"}), scorer)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """Peak memory of reading in parts, with a scorer that costs none, for files of 1 and of 8."""
+    code = """
+import resource, sys
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
+from pertinent.bulk import BulkConfig, score_table
+scorer = SimpleNamespace(
+    version="1", backend=SimpleNamespace(name="none"), score_pairs=lambda pairs: np.zeros(len(pairs), dtype=np.float32)
+)
+config = BulkConfig(pairs=sys.argv[1], out=sys.argv[1] + ".out.jsonl", chunk=500, progress=False)
+score_table(config, scorer)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    line = "tea," + "pot " * 500 + "\n"
+    peaks = []
+    for number in (5_000, 40_000):  # 10 and 80 MB
+        path = tmp_path / f"{number}.csv"
+        path.write_text("query,title\n" + line * number)
+        done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout))
+    assert peaks[1] < peaks[0] + 20_000  # kB

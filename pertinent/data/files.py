@@ -10,16 +10,21 @@ import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pertinent.data.tables import MAX_FIELD_CHARACTERS, Table
 from pertinent.errors import DataError, shorten
+
+if TYPE_CHECKING:
+    import duckdb
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 SUFFIXES = (*DELIMITERS, ".jsonl", ".ndjson", ".json", ".parquet")
 # csv keeps its limit on field size per process.
 _CSV_LIMIT = threading.Lock()
+_BATCH_CHARACTERS = 1_000_000
 
 
 def read_file(path: str | Path, encoding: str = "utf-8") -> Table:
@@ -37,10 +42,31 @@ def read_file(path: str | Path, encoding: str = "utf-8") -> Table:
         table = _read_csv(path, encoding, DELIMITERS[suffix])
     else:
         with open_text(path, encoding) as file:
-            table = _records(_json_rows(file, path) if suffix == ".json" else _jsonl_rows(file, path), path)
+            rows = _json_rows(file, path) if suffix == ".json" else _jsonl_rows(file, path)
+            table = _records(_objects(rows, path), path)
     if not len(table):
-        raise DataError("has no rows", path=path, fix="give a file with at least one row of data")
+        raise _no_rows(path)
     return table
+
+
+def read_file_parts(path: str | Path, rows: int, encoding: str = "utf-8") -> Iterator[Table]:
+    """The table in a file as parts of at most so many rows, one after the other, in constant memory.
+
+    All parts have the columns of the whole file, also those that the first rows of a JSONL file
+    leave out: it is gone through once for their names. Raises what `read_file` does, and DataError
+    for a JSON list, which cannot be read in parts.
+    """
+    path = Path(path)
+    check_exists(path)
+    suffix = kind_of(path)
+    if suffix == ".json":
+        raise DataError("is one JSON value, which cannot be read in parts", path=path, fix="use .jsonl")
+    empty = True
+    for part in _parts(path, suffix, rows, encoding):
+        empty = False
+        yield part
+    if empty:
+        raise _no_rows(path)
 
 
 def kind_of(path: Path) -> str:
@@ -89,11 +115,8 @@ def open_text(path: Path, encoding: str = "utf-8") -> Iterator[IO[str]]:
 
 def read_parquet(path: Path) -> Table:
     """The table in a Parquet file."""
-    described = query_parquet({"file": path}, "DESCRIBE SELECT * FROM read_parquet($file)")[1]
-    columns_sql = ", ".join(_readable(name, kind) for name, kind, *_ in described)
-    names, rows = query_parquet({"file": path}, f"SELECT {columns_sql} FROM read_parquet($file)")
-    columns = {name: list(cells) for name, cells in zip(names, zip(*rows, strict=True), strict=True)} if rows else {}
-    return Table(columns, str(path), list(range(1, len(rows) + 1)))
+    names, rows = query_parquet({"file": path}, _all_of(path))
+    return _parquet_table(path, names, rows, 1)
 
 
 def query_parquet(
@@ -103,6 +126,14 @@ def query_parquet(
 
     The SQL refers to files and parameters alike as ``$name``: ``FROM read_parquet($items)``.
     """
+    with _queried(files, sql, parameters or {}) as result:
+        return [column[0] for column in result.description], result.fetchall()
+
+
+@contextmanager
+def _queried(
+    files: Mapping[str, Path], sql: str, parameters: Mapping[str, object]
+) -> Iterator[duckdb.DuckDBPyConnection]:
     import duckdb
 
     for path in files.values():
@@ -114,12 +145,48 @@ def query_parquet(
         try:
             connection.execute("SET allowed_paths = ?", [[*exact.values(), *patterns.values()]])
             connection.execute("SET enable_external_access = false")
-            result = connection.execute(sql, {**patterns, **(parameters or {})})
-            return [column[0] for column in result.description], result.fetchall()
+            yield connection.execute(sql, {**patterns, **parameters})
         except duckdb.Error as error:
             first = str(error).partition("\n")[0]
             path = next(iter(files.values()))
             raise DataError(f"cannot be read as Parquet: {first}", path=path, fix="write the file again") from None
+
+
+def _all_of(path: Path) -> str:
+    """SQL for all columns of a Parquet file, which it names ``$file``."""
+    described = query_parquet({"file": path}, "DESCRIBE SELECT * FROM read_parquet($file)")[1]
+    return f"SELECT {', '.join(_readable(name, kind) for name, kind, *_ in described)} FROM read_parquet($file)"
+
+
+def _parquet_table(path: Path, names: list[str], rows: list[tuple[Any, ...]], first: int) -> Table:
+    columns = {name: list(cells) for name, cells in zip(names, zip(*rows, strict=True), strict=True)} if rows else {}
+    return Table(columns, str(path), list(range(first, first + len(rows))))
+
+
+def _parts(path: Path, suffix: str, rows: int, encoding: str) -> Iterator[Table]:
+    if suffix == ".parquet":
+        with _queried({"file": path}, _all_of(path), {}) as result:
+            names, first = [column[0] for column in result.description], 1
+            while cells := result.fetchmany(rows):
+                yield _parquet_table(path, names, cells, first)
+                first += len(cells)
+        return
+    with open_text(path, encoding) as file:
+        if suffix in DELIMITERS:
+            lines = _csv_lines(file, path, DELIMITERS[suffix])
+            header = next(lines, (0, []))[1]
+            while part := list(islice(lines, rows)):
+                yield _csv_table(path, header, part)
+            return
+        names = list(dict.fromkeys(name for _, record in _objects(_jsonl_rows(file, path), path) for name in record))
+        file.seek(0)
+        objects = _objects(_jsonl_rows(file, path), path)
+        while found := list(islice(objects, rows)):
+            yield _records(found, path, names)
+
+
+def _no_rows(path: Path) -> DataError:
+    return DataError("has no rows", path=path, fix="give a file with at least one row of data")
 
 
 def _readable(name: str, kind: str) -> str:
@@ -131,39 +198,58 @@ def _readable(name: str, kind: str) -> str:
 
 
 def _read_csv(path: Path, encoding: str, usual: str) -> Table:
-    with open_text(path, encoding) as file, _csv_limit():
-        delimiter = _delimiter(file.readline(MAX_FIELD_CHARACTERS), usual)
-        file.seek(0)
-        kept: list[str] = []  # the raw lines of the record being read
-        reader = csv.reader(_keeping(file, kept), delimiter=delimiter)
-        names, rows, lines, start, last = list[str](), list[list[str]](), list[int](), 1, list[str]()
-        try:
-            for cells in reader:
-                if cells and not names:
-                    names = _header(cells, path)
-                elif cells:
-                    if len(cells) != len(names):
-                        raise _ragged(path, start, cells, names)
-                    rows.append(cells)
-                    lines.append(start)
-                start = reader.line_num + 1
-                last, kept[:] = list(kept), []
-        except csv.Error as error:
-            raise DataError(
-                f"cannot be read as CSV: {error}", path=path, line=start, fix="look for a quote that is never closed"
-            ) from None
-        # A quote that nothing closes swallows the rest of the file, so only the last record can hold one.
-        if rows and _is_unclosed(last, delimiter):
-            raise DataError("a quote is never closed", path=path, line=lines[-1], fix='close it, or double it: ""')
-    columns: dict[str, list[Any]] = (
-        {
-            name: [cell if cell.strip() else None for cell in cells]
-            for name, cells in zip(names, zip(*rows, strict=True), strict=True)
-        }
-        if rows
-        else {}
-    )
-    return Table(columns, str(path), lines)
+    with open_text(path, encoding) as file:
+        lines = _csv_lines(file, path, usual)
+        header = next(lines, (0, []))[1]
+        return _csv_table(path, header, list(lines))
+
+
+def _csv_table(path: Path, header: list[str], rows: list[tuple[int, list[str]]]) -> Table:
+    columns: dict[str, list[Any]] = {}
+    if rows:
+        for name, cells in zip(header, zip(*(cells for _, cells in rows), strict=True), strict=True):
+            columns[name] = [cell if cell.strip() else None for cell in cells]
+    return Table(columns, str(path), [line for line, _ in rows])
+
+
+def _csv_lines(file: IO[str], path: Path, usual: str) -> Iterator[tuple[int, list[str]]]:
+    """The header, then each row, with the line that it begins on; each has as many cells as the header."""
+    delimiter = _delimiter(file.readline(MAX_FIELD_CHARACTERS), usual)
+    file.seek(0)
+    kept: list[str] = []  # the raw lines of the record being read
+    reader = csv.reader(_keeping(file, kept), delimiter=delimiter)
+    names, batch, start, line, last = list[str](), list[tuple[int, list[str]]](), 1, 1, list[str]()
+    problem: DataError | None = None
+    ended = False
+    while not ended:
+        batch, size = [], 0
+        # The limit is the whole process's, so it is not held while a caller works on the rows.
+        with _csv_limit():
+            try:
+                while size < _BATCH_CHARACTERS:
+                    cells = next(reader, None)
+                    if cells is None:
+                        ended = True
+                        break
+                    if cells:
+                        batch.append((start, cells))
+                    start = reader.line_num + 1
+                    last, kept[:] = list(kept), []
+                    size += sum(map(len, last))
+            except csv.Error as error:
+                fix = "look for a quote that is never closed"
+                problem, ended = DataError(f"cannot be read as CSV: {error}", path=path, line=start, fix=fix), True
+        for line, cells in batch:
+            if not names:
+                names = cells = _header(cells, path)
+            elif len(cells) != len(names):
+                raise _ragged(path, line, cells, names)
+            yield line, cells
+    if problem is not None:
+        raise problem
+    # A quote that nothing closes swallows the rest of the file, so only the last record can hold one.
+    if names and _is_unclosed(last, delimiter):
+        raise DataError("a quote is never closed", path=path, line=line, fix='close it, or double it: ""')
 
 
 def _keeping(file: Iterable[str], kept: list[str]) -> Iterator[str]:
@@ -240,17 +326,23 @@ def _json(text: str, path: Path, line: int | None) -> Any:
         ) from None
 
 
-def _records(rows: Iterable[tuple[int, Any]], path: Path) -> Table:
-    lines: list[int] = []
-    records: list[dict[str, Any]] = []
+def _objects(rows: Iterable[tuple[int, Any]], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for line, row in rows:
         if not isinstance(row, dict):
             raise DataError(
                 "is not an object", path=path, line=line, value=row, fix='write {"query": ...} on each line'
             )
+        yield line, row
+
+
+def _records(rows: Iterable[tuple[int, dict[str, Any]]], path: Path, names: Iterable[str] | None = None) -> Table:
+    """A table of objects; ``names`` are its columns where they are more than the objects have."""
+    lines, records = list[int](), list[dict[str, Any]]()
+    for line, record in rows:
         lines.append(line)
-        records.append(row)
-    names = list(dict.fromkeys(name for record in records for name in record))
+        records.append(record)
+    if names is None:
+        names = dict.fromkeys(name for record in records for name in record)
     empty = ("", None)
     columns = {name: [None if (v := r.get(name)) in empty else v for r in records] for name in names}
     return Table(columns, str(path), lines)

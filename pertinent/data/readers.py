@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pertinent.data.files import read_file
+from pertinent.data.files import read_file, read_file_parts
 from pertinent.data.grades import SCALES, scale_for, scale_named
 from pertinent.data.tables import ITEM_COLUMNS, Table, plain
 from pertinent.errors import DataError, shorten
@@ -37,13 +37,13 @@ def read_table(path: str | Path, rename: Mapping[str, str] | None = None, encodi
     Raises DataError, see `pertinent.data.files.read_file`, and for a column to rename that the file
     does not have.
     """
-    table = read_file(path, encoding)
-    for name in rename or {}:
-        table.column(name)
-    columns = {(rename or {}).get(name, name): values for name, values in table.columns.items()}
-    if len(columns) < len(table.columns):
-        raise DataError("two columns have the same name after renaming", path=path, fix=f"it has {list(table.columns)}")
-    return replace(table, columns=columns)
+    return _renamed(read_file(path, encoding), rename or {})
+
+
+def read_table_parts(path: str | Path, rows: int, rename: Mapping[str, str] | None = None) -> Iterator[Table]:
+    """As `read_table`, in parts of at most so many rows: for files that memory does not hold."""
+    for part in read_file_parts(path, rows):
+        yield _renamed(part, rename or {})
 
 
 def read_items(path: str | Path, rename: Mapping[str, str] | None = None) -> list[Item]:
@@ -128,6 +128,16 @@ def judgments_of(
         )
     ]
     return _once(judgments, table, conflicts) if table.has("item_id") else _numbered(judgments)
+
+
+def _renamed(table: Table, rename: Mapping[str, str]) -> Table:
+    for name in rename:
+        table.column(name)
+    columns = {rename.get(name, name): values for name, values in table.columns.items()}
+    if len(columns) < len(table.columns):
+        fix = f"it has {list(table.columns)}"
+        raise DataError("two columns have the same name after renaming", path=table.path, fix=fix)
+    return replace(table, columns=columns)
 
 
 def _grades(table: Table, scale: str | None) -> list[float]:

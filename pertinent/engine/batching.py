@@ -1,7 +1,8 @@
 """Which pairs run together: close in length, so that little padding is computed, not too many at once.
 
-Scores do not depend on this; time does. A run costs its padded tokens plus a fixed overhead, and
-the grouping below is the cheapest one for that cost among those that keep pairs in length order.
+Float32 scores do not depend on this (int8 scores do, a little); time does. A run costs its padded
+tokens plus a fixed overhead, and the grouping below is the cheapest one for that cost among those
+that keep pairs in length order.
 """
 
 from __future__ import annotations

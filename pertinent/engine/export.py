@@ -26,8 +26,9 @@ from pydantic import Field
 
 from pertinent.artifact import MANIFEST, Artifact, open_artifact, read_json, write_artifact, write_json
 from pertinent.config import Config
+from pertinent.correlation import spearman
 from pertinent.engine.backends import available_cores
-from pertinent.engine.golden import GOLDEN_FILE
+from pertinent.engine.golden import GOLDEN_FILE, golden_logits
 from pertinent.engine.graph import GRAPH_FILE, INT8_GRAPH_FILE, TRANSPOSED
 from pertinent.engine.onnx_backend import OnnxBackend, OnnxInt8Backend, open_session, read_weights
 from pertinent.engine.scorer import Scorer, shipped_folder
@@ -35,6 +36,7 @@ from pertinent.engine.torch_backend import TorchBackend
 from pertinent.errors import ArtifactError, ConfigError, DataError, need
 from pertinent.models.store import WEIGHTS_FILE, load_network, save_network
 from pertinent.models.weights import load_weights
+from pertinent.probability import CALIBRATION_FILE, Platt, calibration_from
 from pertinent.records import MODEL_INPUTS, Judgment, Pair, TokenBatch
 
 _log = logging.getLogger(__name__)
@@ -43,6 +45,8 @@ PARITY = 1e-4
 OPSET = 20  # the first with Gelu as one operator
 IR_VERSION = 10  # what every ONNX Runtime that we allow can read
 GATE_FILE = "int8_gate.json"
+# The gate wants this many times as many pairs as it compares at the top: among fewer, most are in it anyhow.
+EVIDENCE = 3
 # Smaller weights than this stay inside the graph file.
 _EXTERNAL_FROM = 8
 
@@ -50,8 +54,10 @@ _EXTERNAL_FROM = 8
 class ExportConfig(Config):
     """Graph files for a model folder. ``int8`` is tried, and kept only where every limit holds.
 
-    The limits compare int8 with float32 on judged pairs: rank correlation of all scores, how many
-    of each query's top are the same, and how far rank correlation with the grades may fall.
+    The limits compare int8 with float32 on judged pairs, of all queries together: rank correlation
+    of the scores, how many of the ``top`` best pairs are the same, and how far rank correlation with
+    the grades may fall. Fewer than three times ``top`` pairs, or grades that are all equal, are no
+    evidence, and int8 is not kept. Judgments of the split ``train`` are left out.
     Judgments without titles need ``items``, labels that are no grades need a ``scale``.
 
     ``model`` may be a cross-encoder folder as sentence-transformers saves it: it becomes a model of
@@ -77,8 +83,8 @@ class ExportConfig(Config):
 class Gate:
     """What was measured between int8 and float32, and whether it was enough.
 
-    ``top_overlap`` is the share of equal items among the top ``ExportConfig.top`` pairs;
-    ``judged_loss`` is how much the rank correlation with the grades fell.
+    ``top_overlap`` is the share of equal pairs among the ``ExportConfig.top`` best of all pairs;
+    ``judged_loss`` is how much the rank correlation with the grades fell. NaN where it is undefined.
     """
 
     passed: bool
@@ -89,8 +95,8 @@ class Gate:
     reasons: list[str]
 
     def plain(self) -> dict[str, Any]:
-        """The fields as JSON-able values."""
-        return asdict(self)
+        """The fields as JSON-able values; None where a number is undefined."""
+        return {name: None if value != value else value for name, value in asdict(self).items()}
 
 
 def write_graph(network: Any, folder: str | Path) -> float:
@@ -146,6 +152,8 @@ def export(config: ExportConfig, judgments: Sequence[Judgment]) -> Artifact:
     """
     if config.int8 and not judgments:
         raise DataError("int8 is kept only after a comparison on real pairs", fix="give judgments, or set int8=false")
+    if config.int8 and not _held_out(judgments):
+        raise DataError("all judgments are of the split 'train'", fix="give judgments of 'valid' or 'test'")
     if is_hugging_face(config.model):
         made = _import_cross_encoder(config)
         if not config.int8:
@@ -153,7 +161,7 @@ def export(config: ExportConfig, judgments: Sequence[Judgment]) -> Artifact:
         config = config.model_copy(update={"model": str(made.path)})
     artifact = open_artifact(config.model or shipped_folder(), kind="model")
     network, pairs = load_network(artifact)
-    metrics = artifact.metrics
+    metrics = {name: value for name, value in artifact.metrics.items() if name != "int8"}  # of an earlier export
     inputs = {**artifact.manifest.get("inputs", {}), "model": artifact.version}
     dropped = {GRAPH_FILE, INT8_GRAPH_FILE, GATE_FILE, GOLDEN_FILE}
     with write_artifact(config.out or artifact.path, "model", artifact.config, inputs, metrics) as folder:
@@ -183,17 +191,25 @@ def is_hugging_face(model: str | None) -> bool:
 def export_cross_encoder(config: ExportConfig) -> Path:
     """The folder, at ``out``, that sentence-transformers' ``CrossEncoder`` loads: complete or not there.
 
-    Raises ArtifactError for models that plain BERT cannot express, and for an ``out`` that exists.
+    Its predictions are the model's calibrated scores. Raises ArtifactError for models that plain BERT
+    cannot express, isotonic calibrations among them, and for an ``out`` that exists.
     """
     from pertinent.models.interchange import export_hugging_face
 
-    network, pairs = load_network(open_artifact(config.model or shipped_folder(), kind="model"))
+    artifact = open_artifact(config.model or shipped_folder(), kind="model")
+    network, pairs = load_network(artifact)
+    calibration = calibration_from(artifact.json(CALIBRATION_FILE)) if artifact.has(CALIBRATION_FILE) else Platt()
+    if not isinstance(calibration, Platt):
+        raise ArtifactError(
+            f"{artifact.path}: its calibration is isotonic, which the classifier of a plain BERT cannot express; "
+            "train with `calibration: platt` or `calibration: none`"
+        )
     out = _wanted_out(config)
     if out.exists():
         raise ArtifactError(f"{out}: exists; choose another folder or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work:
-        export_hugging_face(network, pairs, Path(work, "folder"))
+        export_hugging_face(network, pairs, Path(work, "folder"), calibration)
         os.rename(Path(work, "folder"), out)
     return out
 
@@ -220,17 +236,20 @@ def write_golden(folder: str | Path, pairs: Sequence[Pair], network: Any, tokeni
     """Write ``golden.json``: some 20 pairs, and the logits each backend of the open folder gives them."""
     folder = Path(folder)
     reference = TorchBackend(_as_saved(network, folder), 1)
-    logits = {"float32": Scorer(reference, tokenizer).pair_logits(pairs)}
+    logits = {"float32": golden_logits(Scorer(reference, tokenizer).pair_logits, pairs)}
     if (folder / INT8_GRAPH_FILE).is_file():
         backend = OnnxInt8Backend(open_session(folder / INT8_GRAPH_FILE, folder / WEIGHTS_FILE), 1)
-        logits[backend.name] = Scorer(backend, tokenizer).pair_logits(pairs)
+        logits[backend.name] = golden_logits(Scorer(backend, tokenizer).pair_logits, pairs)
     rounded = {name: [round(float(value), 7) for value in values] for name, values in logits.items()}
     write_json(folder / GOLDEN_FILE, {"pairs": [list(pair) for pair in pairs], "logits": rounded})
 
 
 def int8_gate(folder: Path, pairs: Any, judgments: Sequence[Judgment], config: ExportConfig) -> Gate:
-    """How int8 compares with float32 on the first ``config.pairs`` judgments of a folder being written."""
-    judged = list(judgments)[: config.pairs]
+    """How int8 compares with float32 in a folder being written.
+
+    On the first ``config.pairs`` judgments, those of the split ``train`` left out.
+    """
+    judged = _held_out(judgments)[: config.pairs]
     texts = [Pair(j.query, j.title) for j in judged]
     cores = available_cores()
     scores = []
@@ -244,27 +263,22 @@ def int8_gate(folder: Path, pairs: Any, judgments: Sequence[Judgment], config: E
     overlap = len({*_top(exact, top)} & {*_top(rounded, top)}) / top
     loss = spearman(exact, grades) - spearman(rounded, grades)
     reasons = []
+    if len(judged) < EVIDENCE * config.top:
+        reasons.append(
+            f"{len(judged)} judged pairs are too few to compare the top {config.top}, "
+            f"at least {EVIDENCE * config.top} are wanted"
+        )
+    if len(np.unique(grades)) < 2:
+        reasons.append("all grades are equal, so they tell nothing about an order")
+    elif not loss <= config.max_judged_loss:
+        reasons.append(f"rank correlation with the grades falls by {loss:.4f}, at most {config.max_judged_loss} may go")
     if not agreement >= config.min_spearman:
         reasons.append(f"rank correlation with float32 is {agreement:.5f}, at least {config.min_spearman} is wanted")
     if not overlap >= config.min_top_overlap:
-        reasons.append(f"{overlap:.0%} of the top {top} are the same, at least {config.min_top_overlap:.0%} are wanted")
-    if not loss <= config.max_judged_loss:
-        reasons.append(f"rank correlation with the grades falls by {loss:.4f}, at most {config.max_judged_loss} may go")
+        reasons.append(
+            f"{overlap:.0%} of the top {top} pairs are the same, at least {config.min_top_overlap:.0%} are wanted"
+        )
     return Gate(not reasons, len(judged), agreement, overlap, loss, reasons)
-
-
-def spearman(first: NDArray[Any], second: NDArray[Any]) -> float:
-    """Rank correlation with average ranks for ties; 1 for two constants or fewer than two values.
-
-    >>> spearman(np.array([1, 2, 3]), np.array([10, 20, 30]))
-    1.0
-    """
-    a, b = _ranks(first), _ranks(second)
-    if len(a) < 2 or (a.std() == 0 and b.std() == 0):
-        return 1.0
-    if a.std() == 0 or b.std() == 0:
-        return 0.0
-    return float(np.clip(np.corrcoef(a, b)[0, 1], -1.0, 1.0).round(12))
 
 
 def ragged_batches(settings: Any, seed: int = 0) -> Iterator[TokenBatch]:
@@ -285,14 +299,13 @@ def ragged_batches(settings: Any, seed: int = 0) -> Iterator[TokenBatch]:
         yield TokenBatch(ids, mask, segments, positions, classes, query)
 
 
+def _held_out(judgments: Sequence[Judgment]) -> list[Judgment]:
+    """Those that no model was trained on; without splits, all."""
+    return [judgment for judgment in judgments if judgment.split != "train"]
+
+
 def _top(scores: NDArray[np.float32], count: int) -> list[int]:
     return [int(row) for row in np.argsort(-scores, kind="stable")[:count]]
-
-
-def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
-    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return np.asarray((ends - (counts - 1) / 2)[where], dtype=np.float64)
 
 
 def _stored_weights(folder: Path) -> dict[str, NDArray[Any]]:

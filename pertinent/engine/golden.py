@@ -1,18 +1,21 @@
 """Twenty pairs with their logits, kept in a model folder and computed again when it is loaded.
 
-A processor, a library or a damaged file that changes scores is noticed before a user sees them.
+A processor, a library or a damaged file that changes scores is noticed before a user sees them. Each
+pair is scored alone, when the file is written and when it is checked: int8 scores depend on what else
+is in a batch, and which pairs form one depends on the number of cores.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pertinent.artifact import read_json
-from pertinent.engine.probability import sigmoid
 from pertinent.errors import ArtifactError
+from pertinent.probability import sigmoid
 from pertinent.records import Pair
 
 GOLDEN_FILE = "golden.json"
@@ -33,6 +36,17 @@ def read_golden(path: Path, backend: str) -> tuple[list[Pair], NDArray[np.float6
     if wanted.shape != (len(pairs),):
         raise ArtifactError(f"{path}: has {len(pairs)} pairs but {wanted.size} logits; copy the model again")
     return pairs, wanted
+
+
+def golden_logits(
+    logits: Callable[[Sequence[Pair]], NDArray[np.float32]], pairs: Sequence[Pair]
+) -> NDArray[np.float32]:
+    """What a function from pairs to logits gives to each pair alone, ``[n]``.
+
+    >>> golden_logits(lambda pairs: np.full(len(pairs), len(pairs), dtype=np.float32), [Pair("a", "b")] * 2).tolist()
+    [1.0, 1.0]
+    """
+    return np.array([logits([pair])[0] for pair in pairs], dtype=np.float32)
 
 
 def golden_difference(logits: NDArray[np.float32], wanted: NDArray[np.float64]) -> float:

@@ -59,7 +59,11 @@ class OnnxBackend:
 
 
 class OnnxInt8Backend(OnnxBackend):
-    """Runs ``graph.int8.onnx``: matrix products in 8 bits. Close to, not equal to, the float32 scores."""
+    """Runs ``graph.int8.onnx``: matrix products in 8 bits. Close to, not equal to, the float32 scores.
+
+    The scales of a product follow the largest value of its batch, so a pair's logit moves a little
+    with the pairs beside it.
+    """
 
     name = "onnx-int8"
     graph_file = INT8_GRAPH_FILE

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from pertinent.artifact import Artifact, open_artifact
 from pertinent.engine.backends import Backend, open_backend
 from pertinent.engine.batching import plan
-from pertinent.engine.golden import GOLDEN_FILE, GOLDEN_TOLERANCE, golden_difference, read_golden
+from pertinent.engine.golden import GOLDEN_FILE, GOLDEN_TOLERANCE, golden_difference, golden_logits, read_golden
 from pertinent.engine.index import ItemIndex
-from pertinent.engine.probability import CALIBRATION_FILE, Curve, probability_curve
 from pertinent.errors import ArtifactError, DataError, ScoringError, shorten
 from pertinent.lexicon.pairs import PairTokenizer, item_text
 from pertinent.models.store import load_pairs, model_settings
+from pertinent.probability import CALIBRATION_FILE, Curve, probability_curve
 from pertinent.records import Item, Pair, Scored, TokenRows
 
 # Pairs whose tokens are held at once; more are scored in turns.
@@ -40,7 +40,10 @@ def shipped_folder() -> Path:
 class Scorer:
     """A relevance model ready to score; safe to use from several threads at once.
 
-    A score depends on the query and the one title only, never on the other titles of the call.
+    With ``torch`` and ``onnx`` a score depends on the query and the one title only, never on the other
+    titles of the call. With ``onnx-int8`` it also moves a little with the titles that are computed
+    together, and so with the number of threads: 8-bit scales follow the largest value of a batch.
+
     ``name`` is the model folder's, ``version`` its content's; both are empty for a bare backend.
     """
 
@@ -194,7 +197,7 @@ class Scorer:
 
     def _check_golden(self, path: Path) -> None:
         pairs, wanted = read_golden(path, self.backend.name)
-        difference = golden_difference(self.pair_logits(pairs), wanted)
+        difference = golden_difference(golden_logits(self.pair_logits, pairs), wanted)
         if not difference <= GOLDEN_TOLERANCE:
             raise ArtifactError(
                 f"{path}: the golden scores differ by {difference:.2g} with the backend {self.backend.name!r} on this "

@@ -1,123 +1,62 @@
 """From a model's logit to a probability that means what it says, and where to cut.
 
 A calibration is fitted on validation judgments, stored in the model artifact as plain numbers, and
-keeps the order of the scores: ``Platt`` always, ``Isotonic`` by leaning a little on a Platt fit.
+keeps the order of the scores: Platt always, isotonic by leaning a little on a Platt fit.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pertinent.errors import ArtifactError, DataError, ScoringError
+from pertinent.errors import DataError, ScoringError
+from pertinent.probability import Calibration, Floats, Isotonic, Platt, sigmoid
 from pertinent.records import PairScorer
 
 logger = logging.getLogger(__name__)
-Floats = NDArray[np.float64]
 # A fit on scores that run against the judgments would turn the order round; it is held here instead.
 SMALLEST_SLOPE = 1e-3
 
 
-class Calibration(Protocol):
-    """A rising function from logit to probability."""
+def fit_platt(logits: ArrayLike, targets: ArrayLike) -> Platt:
+    """The maximum-likelihood fit; targets 0 to 1, drawn in a little by Platt's rule.
 
-    def __call__(self, logits: ArrayLike) -> Floats: ...
+    That rule (one more example of each class) keeps the slope finite on separable data. The
+    slope stays positive: where the scores run against the targets a warning is logged.
 
-    def plain(self) -> dict[str, Any]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Platt:
-    """``sigmoid(slope * logit + intercept)`` (Platt, 1999); as made, the plain sigmoid.
-
-    >>> Platt()([0.0]).tolist()
+    >>> fit_platt([-1.0, 1.0], [0, 1])([0.0]).round(6).tolist()
     [0.5]
     """
-
-    slope: float = 1.0
-    intercept: float = 0.0
-
-    @classmethod
-    def fit(cls, logits: ArrayLike, targets: ArrayLike) -> Platt:
-        """The maximum-likelihood fit; targets 0 to 1, drawn in a little by Platt's rule.
-
-        That rule (one more example of each class) keeps the slope finite on separable data. The
-        slope stays positive: where the scores run against the targets a warning is logged.
-
-        >>> Platt.fit([-1.0, 1.0], [0, 1])([0.0]).round(6).tolist()
-        [0.5]
-        """
-        x, t = _checked(logits, targets)
-        positive, negative = t.sum(), (1 - t).sum()
-        low, high = 1 / (negative + 2), (positive + 1) / (positive + 2)
-        t = low + (high - low) * t
-        center, scale = x.mean(), x.std() or 1.0
-        slope, intercept = _logistic((x - center) / scale, t)
-        if not slope / scale >= SMALLEST_SLOPE:
-            logger.warning(
-                "scores do not rise with the judgments (slope %.3g): calibration is nearly flat", slope / scale
-            )
-            mean = float(np.clip(t.mean(), 1e-6, 1 - 1e-6))
-            return cls(SMALLEST_SLOPE, math.log(mean / (1 - mean)) - SMALLEST_SLOPE * float(center))
-        return cls(float(slope / scale), float(intercept - slope * center / scale))
-
-    def __call__(self, logits: ArrayLike) -> Floats:
-        """Probabilities, float64, of the logits' shape."""
-        return sigmoid(self.slope * np.asarray(logits, dtype=np.float64) + self.intercept)
-
-    def plain(self) -> dict[str, Any]:
-        """Two numbers; ``calibration_from`` reads them back."""
-        return {"type": "platt", "slope": self.slope, "intercept": self.intercept}
+    x, t = _checked(logits, targets)
+    positive, negative = t.sum(), (1 - t).sum()
+    low, high = 1 / (negative + 2), (positive + 1) / (positive + 2)
+    t = low + (high - low) * t
+    center, scale = x.mean(), x.std() or 1.0
+    slope, intercept = _logistic((x - center) / scale, t)
+    if not slope / scale >= SMALLEST_SLOPE:
+        logger.warning("scores do not rise with the judgments (slope %.3g): calibration is nearly flat", slope / scale)
+        mean = float(np.clip(t.mean(), 1e-6, 1 - 1e-6))
+        return Platt(SMALLEST_SLOPE, math.log(mean / (1 - mean)) - SMALLEST_SLOPE * float(center))
+    return Platt(float(slope / scale), float(intercept - slope * center / scale))
 
 
-@dataclass(frozen=True, slots=True)
-class Isotonic:
-    """The best rising step curve (pool adjacent violators), linear between its points.
+def fit_isotonic(logits: ArrayLike, targets: ArrayLike, tilt: float = 1e-3) -> Isotonic:
+    """The best rising step curve in least squares (pool adjacent violators); equal logits are averaged first.
 
-    A step gives many logits one probability and so loses their order; ``tilt`` mixes in that share
-    of a Platt fit, which keeps the curve strictly rising.
+    >>> fit_isotonic([1, 2, 3, 4], [0, 1, 0, 1], tilt=0).probabilities
+    (0.0, 0.5, 0.5, 1.0)
     """
-
-    logits: tuple[float, ...]
-    probabilities: tuple[float, ...]
-    tilt: float
-    platt: Platt
-
-    @classmethod
-    def fit(cls, logits: ArrayLike, targets: ArrayLike, tilt: float = 1e-3) -> Isotonic:
-        """The least-squares rising fit; equal logits are averaged first.
-
-        >>> Isotonic.fit([1, 2, 3, 4], [0, 1, 0, 1], tilt=0).probabilities
-        (0.0, 0.5, 0.5, 1.0)
-        """
-        x, t = _checked(logits, targets)
-        points, where, counts = np.unique(x, return_inverse=True, return_counts=True)
-        fitted = rising(np.bincount(where, weights=t) / counts, counts.astype(np.float64))
-        # Inside a flat stretch only its two ends carry information.
-        flat = np.r_[False, (fitted[1:-1] == fitted[:-2]) & (fitted[1:-1] == fitted[2:]), False][: len(fitted)]
-        return cls(tuple(points[~flat].tolist()), tuple(fitted[~flat].tolist()), tilt, Platt.fit(x, t))
-
-    def __call__(self, logits: ArrayLike) -> Floats:
-        """Probabilities, float64, of the logits' shape; beyond the fitted range the curve is flat."""
-        values = np.asarray(logits, dtype=np.float64)
-        steps = np.interp(values, self.logits, self.probabilities)
-        return np.asarray((1 - self.tilt) * steps + self.tilt * self.platt(values))
-
-    def plain(self) -> dict[str, Any]:
-        """The points of the curve; ``calibration_from`` reads them back."""
-        return {
-            "type": "isotonic",
-            "logits": list(self.logits),
-            "probabilities": list(self.probabilities),
-            "tilt": self.tilt,
-            "platt": self.platt.plain(),
-        }
+    x, t = _checked(logits, targets)
+    points, where, counts = np.unique(x, return_inverse=True, return_counts=True)
+    fitted = rising(np.bincount(where, weights=t) / counts, counts.astype(np.float64))
+    # Inside a flat stretch only its two ends carry information.
+    flat = np.r_[False, (fitted[1:-1] == fitted[:-2]) & (fitted[1:-1] == fitted[2:]), False][: len(fitted)]
+    return Isotonic(tuple(points[~flat].tolist()), tuple(fitted[~flat].tolist()), tilt, fit_platt(x, t))
 
 
 def fit_calibration(kind: str, logits: ArrayLike, targets: ArrayLike) -> Calibration:
@@ -128,31 +67,10 @@ def fit_calibration(kind: str, logits: ArrayLike, targets: ArrayLike) -> Calibra
     """
     if kind not in CALIBRATIONS:
         raise DataError(f"no calibration {kind!r}", fix=f"choose one of {', '.join(CALIBRATIONS)}")
-    return CALIBRATIONS[kind].fit(logits, targets)
+    return CALIBRATIONS[kind](logits, targets)
 
 
-CALIBRATIONS: dict[str, type[Platt] | type[Isotonic]] = {"platt": Platt, "isotonic": Isotonic}
-
-
-def calibration_from(plain: Mapping[str, Any]) -> Calibration:
-    """The calibration that ``plain()`` described. Raises ArtifactError for anything else.
-
-    >>> calibration_from({"type": "platt", "slope": 2.0, "intercept": 0.0})
-    Platt(slope=2.0, intercept=0.0)
-    """
-    try:
-        if plain["type"] == "platt":
-            return Platt(*_numbers([plain["slope"], plain["intercept"]]))
-        if plain["type"] == "isotonic":
-            points, values = _numbers(plain["logits"]), _numbers(plain["probabilities"])
-            platt = calibration_from(plain["platt"])
-            if isinstance(platt, Platt) and points and len(points) == len(values):
-                return Isotonic(points, values, _numbers([plain["tilt"]])[0], platt)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"not a calibration: {type(error).__name__} {error}; save the model again") from None
-    raise ArtifactError(
-        f"not a calibration of this version: type {plain['type']!r}; allowed: {', '.join(CALIBRATIONS)}"
-    )
+CALIBRATIONS: dict[str, Callable[[ArrayLike, ArrayLike], Calibration]] = {"platt": fit_platt, "isotonic": fit_isotonic}
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,16 +136,6 @@ def threshold_for_recall(probabilities: ArrayLike, relevant: ArrayLike, recall: 
     return float(found[math.ceil(recall * len(found) - 1e-9) - 1])
 
 
-def sigmoid(x: Floats) -> Floats:
-    """``1 / (1 + exp(-x))`` without overflow.
-
-    >>> sigmoid(np.array([-1000.0, 0.0])).tolist()
-    [0.0, 0.5]
-    """
-    small = np.exp(-np.abs(x))
-    return np.asarray(np.where(x >= 0, 1.0, small) / (1 + small))
-
-
 def rising(values: Floats, weights: Floats) -> Floats:
     """The nearest never-falling sequence in weighted least squares: pool adjacent violators.
 
@@ -286,10 +194,3 @@ def _checked(scores: ArrayLike, targets: ArrayLike, empty: bool = False) -> tupl
     if not ((t >= 0) & (t <= 1)).all():
         raise DataError("targets must be from 0 to 1", fix="map labels to grades first")
     return x, t
-
-
-def _numbers(values: Any) -> tuple[float, ...]:
-    numbers = tuple(float(value) for value in values)
-    if not all(math.isfinite(number) for number in numbers):
-        raise ValueError("numbers must be finite")
-    return numbers

@@ -22,9 +22,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pertinent.correlation import tie_starts
 from pertinent.errors import ScoringError
 from pertinent.evaluation import pooled as _pooled
-from pertinent.evaluation.pooled import BINS, THRESHOLD, Floats, tie_starts
+from pertinent.evaluation.pooled import BINS, THRESHOLD, Floats
 
 Ties = Literal["average", "trec", "input"]
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pertinent.correlation import correlation, divide, mid_ranks, sum_groups, tie_groups, tie_starts
+
 Floats = NDArray[np.float64]
 THRESHOLD = 0.5
 BINS = 10
@@ -56,11 +58,12 @@ def pool(scores: Floats, grades: Floats, relevant: NDArray[np.bool_], threshold:
     """The pairs, sorted. All arrays ``[pairs]``, finite."""
     order = np.argsort(-scores, kind="stable")
     scores, grades, relevant = scores[order], grades[order], relevant[order]
-    starts, groups = _ties(scores)
+    starts = tie_starts(scores)
+    groups = tie_groups(starts, len(scores))
     grade_order = np.argsort(grades, kind="stable")
-    grade_starts, sorted_groups = _ties(grades[grade_order])
-    grade_groups = np.empty_like(sorted_groups)
-    grade_groups[grade_order] = sorted_groups
+    grade_starts = tie_starts(grades[grade_order])
+    grade_groups = np.empty_like(groups)
+    grade_groups[grade_order] = tie_groups(grade_starts, len(grades))
     return Pooled(order, scores, grades, relevant, threshold, starts, groups, grade_order, grade_starts, grade_groups)
 
 
@@ -75,7 +78,7 @@ def auc(pooled: Pooled, weights: Floats) -> Floats:
     positive, negative = _split(pooled, weights)
     below = negative.sum(axis=1, keepdims=True) - np.cumsum(negative, axis=1)
     wins = (positive * (below + negative / 2)).sum(axis=1)
-    return _divide(wins, positive.sum(axis=1) * negative.sum(axis=1))
+    return divide(wins, positive.sum(axis=1) * negative.sum(axis=1))
 
 
 def average_precision(pooled: Pooled, weights: Floats) -> Floats:
@@ -84,16 +87,16 @@ def average_precision(pooled: Pooled, weights: Floats) -> Floats:
     found = np.cumsum(positive, axis=1)
     seen = found + np.cumsum(negative, axis=1)
     precision = np.divide(found, seen, out=np.zeros_like(found), where=seen > 0)
-    return _divide((positive * precision).sum(axis=1), positive.sum(axis=1))
+    return divide((positive * precision).sum(axis=1), positive.sum(axis=1))
 
 
 def spearman(pooled: Pooled, weights: Floats) -> Floats:
     """Rank correlation of score and grade; ties have their mean rank, also inside a resample."""
-    by_score = -_mid_ranks(weights, pooled.starts)
+    by_score = -mid_ranks(weights, pooled.starts)
     if len(pooled.starts) < len(pooled.scores):
         by_score = by_score[:, pooled.groups]
-    by_grade = _mid_ranks(weights[:, pooled.grade_order], pooled.grade_starts)[:, pooled.grade_groups]
-    return _correlation(by_score, by_grade, weights)
+    by_grade = mid_ranks(weights[:, pooled.grade_order], pooled.grade_starts)[:, pooled.grade_groups]
+    return correlation(by_score, by_grade, weights)
 
 
 def pearson(pooled: Pooled, weights: Floats) -> Floats:
@@ -101,13 +104,13 @@ def pearson(pooled: Pooled, weights: Floats) -> Floats:
     if not len(pooled.scores):
         return np.full(len(weights), np.nan)
     # Measured from one of their own values, constant columns are exactly zero.
-    return _correlation(pooled.scores - pooled.scores[0], pooled.grades - pooled.grades[0], weights)
+    return correlation(pooled.scores - pooled.scores[0], pooled.grades - pooled.grades[0], weights)
 
 
 def accuracy(pooled: Pooled, weights: Floats) -> Floats:
     """Share of pairs on the right side of the threshold."""
     right, total = _weigh(weights, pooled.predicted == pooled.relevant), weights.sum(axis=1)
-    return _divide(right, total)
+    return divide(right, total)
 
 
 def f1_0(pooled: Pooled, weights: Floats) -> Floats:
@@ -128,7 +131,7 @@ def macro_f1(pooled: Pooled, weights: Floats) -> Floats:
 def false_negative_rate(pooled: Pooled, weights: Floats) -> Floats:
     """Share of the relevant pairs that fall below the threshold."""
     missed = _weigh(weights, pooled.relevant & ~pooled.predicted)
-    return _divide(missed, _weigh(weights, pooled.relevant))
+    return divide(missed, _weigh(weights, pooled.relevant))
 
 
 def calibration_error(pooled: Pooled, weights: Floats) -> Floats:
@@ -137,14 +140,14 @@ def calibration_error(pooled: Pooled, weights: Floats) -> Floats:
         return np.full(len(weights), np.nan)
     # Per bin, |relevant - expected| already carries the bin's weight.
     gap = bin_rows(pooled.scores) * (pooled.relevant - pooled.scores)[:, None]  # [pairs, bins]
-    return _divide(np.abs(weights @ gap).sum(axis=1), weights.sum(axis=1))
+    return divide(np.abs(weights @ gap).sum(axis=1), weights.sum(axis=1))
 
 
 def brier(pooled: Pooled, weights: Floats) -> Floats:
     """Mean squared distance of probability and relevance; NaN for scores outside [0, 1]."""
     if not pooled.probabilities:
         return np.full(len(weights), np.nan)
-    return _divide(weights @ (pooled.scores - pooled.relevant) ** 2, weights.sum(axis=1))
+    return divide(weights @ (pooled.scores - pooled.relevant) ** 2, weights.sum(axis=1))
 
 
 POOLED: dict[str, Callable[[Pooled, Floats], Floats]] = {
@@ -173,54 +176,10 @@ def bin_rows(probabilities: Floats, bins: int = BINS) -> Floats:
     return np.asarray(np.eye(bins)[places], dtype=np.float64)
 
 
-def tie_starts(ordered: Floats) -> NDArray[np.int64]:
-    """First rows of each run of equal values.
-
-    >>> tie_starts(np.array([3.0, 2.0, 2.0, 1.0])).tolist()
-    [0, 1, 3]
-    """
-    return np.flatnonzero(np.r_[np.ones(min(1, len(ordered)), bool), ordered[1:] != ordered[:-1]])
-
-
-def _ties(ordered: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    starts = tie_starts(ordered)
-    groups = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(ordered)]))
-    return starts, groups
-
-
-def _sum_groups(weights: Floats, starts: NDArray[np.int64]) -> Floats:
-    if len(starts) == weights.shape[1]:
-        return weights  # no ties
-    return np.asarray(np.add.reduceat(weights, starts, axis=1))
-
-
 def _split(pooled: Pooled, weights: Floats) -> tuple[Floats, Floats]:
     """Weight of the relevant and of the irrelevant pairs in each group of equal scores."""
-    positive = _sum_groups(weights * pooled.relevant, pooled.starts)
-    return positive, _sum_groups(weights, pooled.starts) - positive
-
-
-def _mid_ranks(weights: Floats, starts: NDArray[np.int64]) -> Floats:
-    """Mean rank of each group of ties, up to a constant: repeated rows take up as many ranks."""
-    size = _sum_groups(weights, starts)
-    return np.cumsum(size, axis=1) - size / 2
-
-
-def _correlation(x: Floats, y: Floats, weights: Floats) -> Floats:
-    total = weights.sum(axis=1)
-    x, spread_x = _center(x, weights, total)
-    y, spread_y = _center(y, weights, total)
-    shared = (weights * x * y).sum(axis=1)
-    return np.clip(_divide(shared, np.sqrt(spread_x * spread_y)), -1.0, 1.0)
-
-
-def _center(x: Floats, weights: Floats, total: Floats) -> tuple[Floats, Floats]:
-    """``x`` less its weighted mean, and its weighted sum of squares: exactly 0 where it is constant."""
-    mean = _divide((weights * x).sum(axis=1), total)
-    centered = x - mean[:, None]
-    spread = (weights * centered**2).sum(axis=1)
-    raw = (weights * x**2).sum(axis=1)
-    return centered, np.where(spread <= 1e-24 * raw, 0.0, spread)
+    positive = sum_groups(weights * pooled.relevant, pooled.starts)
+    return positive, sum_groups(weights, pooled.starts) - positive
 
 
 def _f1(predicted: NDArray[np.bool_], actual: NDArray[np.bool_], weights: Floats) -> Floats:
@@ -233,7 +192,3 @@ def _f1(predicted: NDArray[np.bool_], actual: NDArray[np.bool_], weights: Floats
 
 def _weigh(weights: Floats, chosen: NDArray[np.bool_]) -> Floats:
     return np.asarray(weights @ chosen.astype(np.float64))
-
-
-def _divide(top: Floats, bottom: Floats) -> Floats:
-    return np.asarray(np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom > 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +18,9 @@ from pertinent.errors import ArtifactError, ConfigError, need
 from pertinent.lexicon.pairs import PairConfig, PairTokenizer
 from pertinent.models.ei_src import EiSRC, EiSRCConfig
 from pertinent.models.store import build_network, model_class
+from pertinent.probability import Platt
+
+_log = logging.getLogger(__name__)
 
 
 def start_from(
@@ -94,7 +98,11 @@ def locate(start: str | Path) -> Path:
 def import_hugging_face(
     folder: str | Path, query_length: int = 64, item_length: int = 192
 ) -> tuple[EiSRC, PairTokenizer]:
-    """A BERT cross-encoder folder as our network with ``positions: running``; scores are equal.
+    """A BERT cross-encoder folder as our network with ``positions: running``; logits are equal.
+
+    Scores are the sigmoid of the logit, or with two labels the softmax. CrossEncoder gives the same
+    where its activation function is Sigmoid, the default for one label. For a folder that names
+    another one a warning says that the numbers differ; with Identity the order is the same.
 
     Where it has fewer positions than both lengths together, they are cut to fit; the query keeps
     at least a quarter. Raises ArtifactError for a folder that is no BERT with a one- or two-label
@@ -108,6 +116,14 @@ def import_hugging_face(
     labels = len(state["classifier.weight"])
     if labels not in (1, 2):
         raise ArtifactError(f"{folder}: its classifier has {labels} labels; 1 or 2 are supported")
+    activation = _activation(folder, theirs)
+    if activation not in (None, "Sigmoid"):
+        _log.warning(
+            "%s: CrossEncoder applies %s to this model's logits; scores here are sigmoid(logit), so the numbers "
+            "and thresholds differ",
+            folder,
+            activation,
+        )
     room = theirs["max_position_embeddings"]
     query_length = min(query_length, max(room // 4, room - item_length))
     lengths = {"query_length": query_length, "item_length": min(item_length, room - query_length)}
@@ -119,10 +135,13 @@ def import_hugging_face(
     return network.eval(), _pairs(folder, pairs, sizes["vocabulary_size"])
 
 
-def export_hugging_face(network: nn.Module, pairs: PairTokenizer, folder: str | Path) -> None:
+def export_hugging_face(
+    network: nn.Module, pairs: PairTokenizer, folder: str | Path, calibration: Platt | None = None
+) -> None:
     """Write a plain BERT cross-encoder folder that sentence-transformers' ``CrossEncoder`` loads.
 
-    One label: with two logits its weights are their difference, so its sigmoid is our probability.
+    One label: with two logits its weights are their difference, so its sigmoid is our probability. The
+    slope and intercept of a calibration become part of its weights, so predictions are calibrated.
     Raises ArtifactError for what plain BERT cannot express: block positions, term classes.
     """
     if not isinstance(network, EiSRC):
@@ -141,6 +160,9 @@ def export_hugging_face(network: nn.Module, pairs: PairTokenizer, folder: str | 
         for kind in ("weight", "bias"):
             two = out[f"classifier.{kind}"]
             out[f"classifier.{kind}"] = two[1:] - two[:1]
+    if calibration is not None:
+        out["classifier.weight"] = out["classifier.weight"] * calibration.slope
+        out["classifier.bias"] = out["classifier.bias"] * calibration.slope + calibration.intercept
     save_file(
         {k: v.detach().contiguous().clone() for k, v in out.items()}, folder / "model.safetensors", {"format": "pt"}
     )
@@ -228,6 +250,23 @@ _BERT_SIZES = (
     "intermediate_size",
     "max_position_embeddings",
 )
+
+
+def _activation(folder: Path, config: dict[str, Any]) -> str | None:
+    """What CrossEncoder applies to the logits, such as ``Sigmoid``; None where the folder names nothing.
+
+    sentence-transformers has written it to three places, and looks for it in this order.
+    """
+    path = folder / "config_sentence_transformers.json"
+    own = read_json(path) if path.is_file() else None
+    for settings, key in (
+        (own, "activation_fn"),
+        (config.get("sentence_transformers"), "activation_fn"),
+        (config, "sbert_ce_default_activation_function"),
+    ):
+        if isinstance(settings, dict) and isinstance(settings.get(key), str):
+            return str(settings[key]).rpartition(".")[2]
+    return None
 
 
 def _sizes(theirs: dict[str, Any], layers: int) -> dict[str, Any]:

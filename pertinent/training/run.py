@@ -24,15 +24,15 @@ from pertinent.artifact import (
     write_text,
 )
 from pertinent.data.splits import SPLITS
-from pertinent.engine.probability import probability_curve
 from pertinent.engine.scorer import shipped_folder
 from pertinent.errors import ConfigError, need
-from pertinent.evaluation.calibration import Calibration, fit_calibration, threshold_for_recall, threshold_table
+from pertinent.evaluation.calibration import fit_calibration, threshold_for_recall, threshold_table
 from pertinent.evaluation.evaluate import evaluate_scores
 from pertinent.evaluation.result import Evaluation
 from pertinent.lexicon.pairs import PairConfig, PairTokenizer
 from pertinent.models.store import rounded
 from pertinent.models.weights import WeightsType
+from pertinent.probability import CALIBRATION_FILE, Calibration, probability_curve
 from pertinent.records import Judgment, Pair, Split
 from pertinent.text import normalize
 from pertinent.training import checkpoints
@@ -193,7 +193,7 @@ def write_model(
     write_golden(folder, golden, network, pairs)
     torch.set_num_threads(threads)  # the golden scores are made on one
     if calibration is not None:
-        write_json(folder / "calibration.json", calibration.plain())
+        write_json(folder / CALIBRATION_FILE, calibration.plain())
     if thresholds is not None:
         write_json(folder / "thresholds.json", thresholds)
     write_text(folder / "README.md", card)

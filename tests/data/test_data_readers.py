@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pertinent.data.files import query_parquet, read_file
-from pertinent.data.readers import read_items, read_judgments, read_table
+from pertinent.data.files import query_parquet, read_file, read_file_parts
+from pertinent.data.readers import read_items, read_judgments, read_table, read_table_parts
+from pertinent.data.samples import sample_path
 from pertinent.errors import DataError
 from pertinent.records import Item
 
@@ -382,3 +383,52 @@ def test_any_bytes_are_a_table_or_a_data_error(file, content, name):
     except DataError:
         return
     assert all(len(values) == len(table) for values in table.columns.values())
+
+
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+def test_parts_of_a_file_are_the_file(tmp_path, size):
+    whole = read_file(sample_path("icecat") / "judgments.parquet")
+    rows = [dict(zip(whole.columns, cells, strict=True)) for cells in zip(*whole.columns.values(), strict=True)][:40]
+    (tmp_path / "j.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n\n" for row in rows).encode()))
+    with open(tmp_path / "j.csv", "w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    for path in (tmp_path / "j.jsonl.gz", tmp_path / "j.csv", sample_path("icecat") / "judgments.parquet"):
+        if size == 1 and path.suffix == ".parquet":
+            continue  # thousands of parts
+        table, parts = read_file(path), list(read_file_parts(path, size))
+        assert [len(part) for part in parts[:-1]] == [size] * (len(parts) - 1)
+        assert [line for part in parts for line in part.lines] == table.lines
+        for name in table.columns:
+            assert [cell for part in parts for cell in part.columns[name]] == table.columns[name], name
+
+
+def test_all_parts_have_the_columns_of_the_whole_file(tmp_path):
+    path = tmp_path / "j.jsonl"
+    path.write_text('\ufeff{"query": "a"}\n{"query": "b", "title": "日本語"}\n{}\n', encoding="utf-8")
+    parts = list(read_table_parts(path, 2, {"query": "words"}))
+    assert [part.columns for part in parts] == [
+        {"words": ["a", "b"], "title": [None, "日本語"]},
+        {"words": [None], "title": [None]},
+    ]
+    assert [part.lines for part in parts] == [[1, 2], [3]]
+
+
+@pytest.mark.parametrize("text", ["query,title\n", "\n\n", "query,title\n\n"])
+def test_a_file_without_rows_is_refused_in_parts_too(tmp_path, text):
+    (tmp_path / "j.csv").write_text(text)
+    for read in (read_file, lambda path: list(read_file_parts(path, 2))):
+        with pytest.raises(DataError, match="j.csv: has no rows"):
+            read(tmp_path / "j.csv")
+
+
+def test_rows_before_a_broken_one_are_given_and_other_files_can_be_read_meanwhile(tmp_path):
+    broken, other = tmp_path / "broken.csv", tmp_path / "other.csv"
+    broken.write_text("query,title\na,b\nc\n")
+    other.write_text("query,title\nx,y\n")
+    parts = read_file_parts(broken, 1)
+    assert next(parts).columns == {"query": ["a"], "title": ["b"]}
+    assert len(read_file(other)) == 1
+    with pytest.raises(DataError, match="line 3, value 'c': has 1 cells"):
+        next(parts)

@@ -12,12 +12,12 @@ from pertinent.artifact import Artifact, open_artifact, write_artifact
 from pertinent.engine import scorer as scorer_module
 from pertinent.engine.export import write_golden
 from pertinent.engine.golden import golden_difference, read_golden
-from pertinent.engine.probability import probability_curve
 from pertinent.engine.scorer import Scorer
 from pertinent.errors import ArtifactError, DataError, PertinentError, ScoringError
 from pertinent.evaluation.calibration import fit_calibration
 from pertinent.lexicon.pairs import PairConfig, PairTokenizer
 from pertinent.models.store import save_network
+from pertinent.probability import probability_curve
 from pertinent.records import Item, Pair, PairScorer, TokenBatch
 
 PLAIN = {"type": "platt", "slope": 1, "intercept": 0}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from pertinent.evaluation.calibration import sigmoid
+from pertinent.probability import sigmoid
 from pertinent.records import Judgment
 
 QUERIES = ("usb cable", "écouteurs sans fil", "耳机", "سماعات", "naïve <b>query</b>", "lamp")

@@ -16,16 +16,15 @@ from pertinent.errors import ArtifactError, DataError, ScoringError
 from pertinent.evaluation.calibration import (
     CALIBRATIONS,
     Calibrated,
-    Isotonic,
-    Platt,
-    calibration_from,
     fit_calibration,
+    fit_isotonic,
+    fit_platt,
     rising,
-    sigmoid,
     threshold_for_recall,
     threshold_table,
 )
 from pertinent.evaluation.metrics import calibration_error
+from pertinent.probability import Platt, calibration_from, sigmoid
 
 
 def sample(n: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -36,14 +35,14 @@ def sample(n: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def test_platt_equals_scikit_learn() -> None:
     logits, targets = sample()
-    ours, theirs = Platt.fit(logits, targets), _SigmoidCalibration().fit(logits, targets)
+    ours, theirs = fit_platt(logits, targets), _SigmoidCalibration().fit(logits, targets)
     np.testing.assert_allclose(ours(logits), theirs.predict(logits), atol=1e-5)
 
 
 def test_platt_fit_with_soft_targets_is_a_stationary_point() -> None:
     logits, hard = sample()
     soft = np.clip(hard * 0.8 + 0.1, 0, 1)
-    fitted = Platt.fit(logits, soft)
+    fitted = fit_platt(logits, soft)
     positive, negative = soft.sum(), (1 - soft).sum()
     low, high = 1 / (negative + 2), (positive + 1) / (positive + 2)
     gap = fitted(logits) - (low + (high - low) * soft)
@@ -55,7 +54,7 @@ def test_isotonic_equals_scikit_learn(seed: int) -> None:
     logits, targets = sample(seed=seed)
     theirs = IsotonicRegression(out_of_bounds="clip").fit(logits, targets)
     grid = np.linspace(-12, 12, 500)
-    np.testing.assert_allclose(Isotonic.fit(logits, targets, tilt=0)(grid), theirs.predict(grid), atol=1e-9)
+    np.testing.assert_allclose(fit_isotonic(logits, targets, tilt=0)(grid), theirs.predict(grid), atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", CALIBRATIONS)
@@ -95,12 +94,12 @@ def test_one_class_or_equal_scores_stay_finite(kind: str, target: float) -> None
 
 
 def test_separable_data_keep_a_finite_slope() -> None:
-    assert 0 < Platt.fit([-1.0, -2.0, 1.0, 2.0], [0, 0, 1, 1]).slope < 10
+    assert 0 < fit_platt([-1.0, -2.0, 1.0, 2.0], [0, 0, 1, 1]).slope < 10
 
 
 def test_scores_against_the_judgments_keep_their_order_and_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        fitted = Platt.fit([3.0, 2.0, -2.0, -3.0], [0, 0, 1, 1])
+        fitted = fit_platt([3.0, 2.0, -2.0, -3.0], [0, 0, 1, 1])
     assert fitted.slope > 0 and "do not rise" in caplog.text
     assert fitted([0.0])[0] == pytest.approx(0.5)
 
@@ -176,12 +175,12 @@ def test_wrong_input_says_what_to_do() -> None:
     with pytest.raises(DataError, match="choose one of platt, isotonic"):
         fit_calibration("beta", [1], [1])
     with pytest.raises(DataError, match="validation split"):
-        Platt.fit([], [])
+        fit_platt([], [])
     with pytest.raises(ScoringError, match="2 scores for 1 judgments"):
-        Platt.fit([1, 2], [1])
+        fit_platt([1, 2], [1])
     with pytest.raises(ScoringError, match="finite"):
-        Isotonic.fit([np.nan], [1])
+        fit_isotonic([np.nan], [1])
     with pytest.raises(DataError, match="from 0 to 1"):
-        Platt.fit([1], [3])
+        fit_platt([1], [3])
     with pytest.raises(DataError, match="recall must be"):
         threshold_for_recall([0.5], [1], 0)

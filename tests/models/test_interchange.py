@@ -186,6 +186,51 @@ def test_a_cross_encoder_saved_by_sentence_transformers_comes_in_and_goes_back(
         assert_close(predictions(tmp_path / name, QUERIES, TITLES), theirs)
 
 
+IDENTITY = "torch.nn.modules.linear.Identity"
+
+
+@pytest.mark.parametrize(
+    ("settings", "own"),
+    [
+        ({"sentence_transformers": {"activation_fn": IDENTITY}}, None),
+        ({"sentence_transformers": None, "sbert_ce_default_activation_function": IDENTITY}, None),
+        ({}, {"activation_fn": IDENTITY}),
+    ],
+)
+def test_other_activation_functions_are_reported(
+    changed: Callable[..., Path],
+    caplog: pytest.LogCaptureFixture,
+    settings: dict[str, Any],
+    own: dict[str, Any] | None,
+) -> None:
+    folder = changed(**settings)
+    if own is not None:
+        (folder / "config_sentence_transformers.json").write_text(json.dumps({"model_type": "CrossEncoder", **own}))
+    network, pairs = import_hugging_face(folder)
+    assert "CrossEncoder applies Identity to this model's logits; scores here are sigmoid(logit)" in caplog.text
+    theirs = predictions(folder, QUERIES, TITLES)
+    if own is None:
+        assert_close(probabilities(network, pairs, QUERIES, TITLES), 1 / (1 + np.exp(-theirs)))
+
+
+def test_activation_functions_of_a_saved_cross_encoder_are_read(
+    saved_by_others: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from sentence_transformers import CrossEncoder
+
+    for name in ("plain", "saved"):
+        import_hugging_face(saved_by_others / name)
+    assert not caplog.text
+    source = str(saved_by_others / "plain")
+    other = CrossEncoder(source, device="cpu", local_files_only=True, activation_fn=torch.nn.Identity())
+    other.save_pretrained(str(tmp_path / "saved"))
+    network, pairs = import_hugging_face(tmp_path / "saved")
+    assert "applies Identity" in caplog.text
+    theirs = predictions(tmp_path / "saved", QUERIES, TITLES)
+    assert theirs.min() < 0 or theirs.max() > 1, "no logits, so this proves nothing"
+    assert_close(probabilities(network, pairs, QUERIES, TITLES), 1 / (1 + np.exp(-theirs)))
+
+
 def test_lengths_are_cut_to_the_positions_there_are(bert: Path) -> None:
     for asked, given in (((64, 192), (16, 48)), ((16, 48), (16, 48)), ((8, 20), (8, 20)), ((60, 4), (60, 4))):
         _, pairs = import_hugging_face(bert, *asked)
