@@ -86,8 +86,8 @@ def override(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]
         try:
             value = _copy(_parse(raw))
         except (yaml.YAMLError, RecursionError):
-            spot = path if len(text) > 100 else text
-            raise ConfigError(f"--set {spot}: the value is not valid YAML; quote it") from None
+            shown = path if len(text) > 100 else text
+            raise ConfigError(f"--set {shown}: the value is not valid YAML; quote it") from None
         *parents, last = path.split(".")
         spot: Any = values
         for key in parents:

@@ -76,12 +76,13 @@ class Table:
         A column of ours may have another name in the file: then the command line can rename it.
         """
         near = nearest(name, self.columns)
-        meant = f"rename the column {near!r} to {name!r}, if that is what it holds" if near is not None else None
-        ours = name in ITEM_COLUMNS or name in JUDGMENT_COLUMNS
-        renamed = f"--columns {near or 'yours'}={name}" if ours else None
-        ways = [way for way in (fix or meant, renamed) if way is not None]
+        if fix is None and near is not None:
+            fix = f"rename the column {near!r} to {name!r}, if that is what it holds"
+        if name in ITEM_COLUMNS or name in JUDGMENT_COLUMNS:
+            first = "say which one it is" if fix is None else f"{fix}, or"
+            fix = f"{first}: --columns {near or 'yours'}={name}"
         there = ", ".join(list(self.columns)[:20])
-        return DataError(f"has no column {name!r}; it has {there}", path=self.path, fix=", or: ".join(ways) or None)
+        return DataError(f"has no column {name!r}; it has {there}", path=self.path, fix=fix)
 
     def wrong(self, row: int, column: str, problem: str, fix: str | None = None) -> DataError:
         """The error for one cell: path, line, column and value are filled in."""
