@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import duckdb
@@ -36,7 +36,8 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n\n" for row in rows), encoding="utf-8")
     elif path.suffix == ".parquet":
         source = write(path.with_suffix(".jsonl"), rows)
-        duckdb.read_json(str(source), columns=dict.fromkeys(rows[0], "VARCHAR")).write_parquet(str(path))
+        with duckdb.connect() as connection:
+            connection.read_json(str(source), columns=dict.fromkeys(rows[0], "VARCHAR")).write_parquet(str(path))
     else:
         with open(path, "w", encoding="utf-8-sig", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
@@ -49,8 +50,9 @@ def read(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     if path.suffix == ".parquet":
-        relation = duckdb.read_parquet(str(path))
-        return [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
+        with duckdb.connect() as connection:
+            relation = connection.read_parquet(str(path))
+            return [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
 
@@ -209,25 +211,15 @@ def test_a_column_to_rename_has_to_be_there(scorer: Scorer, tmp_path: Path) -> N
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    """Peak memory of reading in parts, with a scorer that costs none, for files of 1 and of 8."""
-    code = """
-import resource, sys
-from pathlib import Path
-from types import SimpleNamespace
-import numpy as np
-from pertinent.bulk import BulkConfig, score_table
-scorer = SimpleNamespace(
-    version="1", backend=SimpleNamespace(name="none"), score_pairs=lambda pairs: np.zeros(len(pairs), dtype=np.float32)
-)
-config = BulkConfig(pairs=sys.argv[1], out=sys.argv[1] + ".out.jsonl", chunk=500, progress=False)
-score_table(config, scorer)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-    line = "tea," + "pot " * 500 + "\n"
+    free: Any = SimpleNamespace(
+        version="1", backend=SimpleNamespace(name="none"), score_pairs=lambda pairs: np.zeros(len(pairs), np.float32)
+    )
     peaks = []
-    for number in (5_000, 40_000):  # 10 and 80 MB
-        path = tmp_path / f"{number}.csv"
-        path.write_text("query,title\n" + line * number)
-        done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
-        peaks.append(int(done.stdout))
-    assert peaks[1] < peaks[0] + 20_000  # kB
+    for rows in (500, 2_500):  # 1 and 5 MB
+        path = tmp_path / f"{rows}.jsonl"
+        path.write_text((json.dumps({"query": "tea", "title": "pot " * 500}) + "\n") * rows)
+        tracemalloc.start()
+        score_table(config(path, tmp_path / "out.csv", chunk=100), free)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 5e5

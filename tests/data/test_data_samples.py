@@ -70,7 +70,7 @@ def test_every_sample_names_its_license_and_reads(name):
     text = (sample_path(name) / "LICENSE").read_text(encoding="utf-8")
     assert all(word in text for word in ("Source:", "License:", "Attribution:", "Changes:"))
     for file in sample_path(name).glob("*.parquet"):
-        assert duckdb.execute("SELECT count(*) FROM read_parquet(?)", [str(file)]).fetchone()[0] > 0
+        assert duckdb.execute("SELECT count(*) FROM read_parquet(?)", [str(file)]).fetchall()[0][0] > 0
 
 
 def test_a_sample_that_is_not_there_says_what_is(monkeypatch, tmp_path):
