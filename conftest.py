@@ -53,7 +53,7 @@ def steps(text: str) -> list[tuple[str, str]]:
     return found
 
 
-def run(command: str) -> str | None:
+def run(command: str) -> tuple[int, str] | None:
     """What the command printed, or None for one that is not run here (``make``, ``pip``...)."""
     words = shlex.split(command, comments=True)
     if not words or words[0] not in RUN:
@@ -70,16 +70,22 @@ def run(command: str) -> str | None:
         timeout=COMMAND_SECONDS,
         check=False,
     )
-    if done.returncode and not done.stdout.startswith("error: "):
-        raise AssertionError(f"{command}\nended with {done.returncode}:\n{done.stdout}")
-    return done.stdout
+    return done.returncode, done.stdout
 
 
 def evaluate_console(example: Example) -> str | None:
-    """Run ``$ command`` lines; what is printed must equal the lines below, ``...`` standing for anything."""
+    """Run ``$ command`` lines; what is printed must equal the lines below, ``...`` standing for anything.
+
+    A command has to succeed, unless what stands below it begins with ``error:``.
+    """
     for command, expected in steps(example.parsed):
-        printed = run(command)
-        if printed is None or not expected.strip():
+        done = run(command)
+        if done is None:
+            continue
+        code, printed = done
+        if code and not expected.startswith("error:"):
+            return f"$ {command}\nended with {code}:\n{printed}"
+        if not expected.strip():
             continue
         flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
         if not doctest.OutputChecker().check_output(expected, printed, flags):
@@ -90,9 +96,9 @@ def evaluate_console(example: Example) -> str | None:
 def evaluate_shell(example: Example) -> str | None:
     """Run the lines of a shell block that are commands of ours; they have to succeed."""
     for line in example.parsed.replace("\\\n", " ").splitlines():
-        printed = run(line)
-        if printed is not None and printed.startswith("error: "):
-            return f"{line}\n{printed}"
+        done = run(line)
+        if done is not None and done[0]:
+            return f"$ {line}\nended with {done[0]}:\n{done[1]}"
     return None
 
 
