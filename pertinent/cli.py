@@ -151,7 +151,7 @@ COMMANDS: dict[str, Command] = {
             Flag(
                 "--start", "start", "what to start from: shipped, a model folder, a Hugging Face folder", metavar="NAME"
             ),
-            Flag("--epochs", "epochs", "passes over the training pairs", float, "N"),
+            Flag("--epochs", "epochs", "passes over the training pairs", positive, "N"),
             Flag("--seed", "seed", "of all randomness", int, "N"),
             Flag("--resume", "resume", "go on where a stopped run of the same settings was", switch=True),
             OUT,

@@ -98,7 +98,12 @@ def score(config: ScoreConfig) -> Ranking:
     if (config.items is None) == (config.index is None):
         raise ConfigError("give a catalog with --items FILE, or an index with --index FOLDER (one of them)")
     source = Path(config.index or config.items or "")
+    _refuse_backend(config.model, config.backend)
     if config.index is not None or source.is_dir():
+        if config.columns:
+            raise ConfigError(
+                "--columns names columns of a catalog; an index has none, give --columns to pertinent index"
+            )
         return _rank_index(config, source)
     from pertinent.data.readers import read_items
 
@@ -114,6 +119,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """A model's or a baseline's quality on a judged table; writes the report when one is asked for."""
     from pertinent.evaluation.evaluate import run_evaluate
 
+    _refuse_backend(config.model, config.backend)
     if config.model in BASELINES:
         scorer: PairScorer = _baseline(str(config.model), _judged_titles(config))
     else:
@@ -282,6 +288,11 @@ def print_lines(lines: Iterable[str]) -> None:
     """Print lines; the one place that writes text to the standard output."""
     for line in lines:
         print(line)
+
+
+def _refuse_backend(model: str | None, backend: str | None) -> None:
+    if model in BASELINES and backend is not None:
+        raise ConfigError(f"--backend {backend} runs a model's network; {model} has none, leave --backend out")
 
 
 def _rank_index(config: ScoreConfig, folder: Path) -> Ranking:

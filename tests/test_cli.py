@@ -562,7 +562,7 @@ def test_doctor_says_that_scoring_works(model: Path, capsys: pytest.CaptureFixtu
     found = ask_json(capsys, "doctor", "model")
     assert found["can_score"]
     checks = {check["name"]: check for check in found["checks"]}
-    assert {"python", "cpu", "cores", "disk", "core", "extra train", "extra logs", "model"} <= set(checks)
+    assert {"python", "cpu", "cores", "disk", "core", "extra train", "model"} <= set(checks)
     assert checks["backend onnx"]["state"] == "ok"
     assert checks["backend torch"]["state"] == "ok"
     assert checks["backend onnx-int8"]["state"] == "missing"
@@ -717,3 +717,29 @@ assert not heavy, heavy
     bare = min(seconds("") for _ in range(5))
     full = min(seconds("from pertinent.cli import main; main(['--help'])") for _ in range(5))
     assert full - bare < 0.15, (full, bare)
+
+
+# ---------------------------------------------------------------- what would be ignored is refused
+
+
+@pytest.mark.parametrize("name", commands.BASELINES)
+def test_a_backend_for_a_baseline_is_refused(shop: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = f"error: --backend torch runs a model's network; {name} has none, leave --backend out\n"
+    for argv in (
+        ("score", "tea", "--items", "items.csv", "--model", name, "--backend", "torch"),
+        ("evaluate", name, "--judgments", "judgments.csv", "--backend", "torch"),
+    ):
+        assert refused(capsys, *argv) == wanted
+
+
+@pytest.mark.parametrize("flag", ["--index", "--items"])
+def test_columns_of_an_index_are_refused(model: Path, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ask(capsys, "index", str(model), "--items", "items.csv", "--out", "index")
+    argv = ("score", "tea", flag, "index", "--model", str(model), "--columns", "name=title")
+    assert refused(capsys, *argv).startswith("error: --columns names columns of a catalog; an index has none")
+
+
+def test_epochs_are_whole_numbers(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for given in ("1.5", "0"):
+        said = refused(capsys, "train", "--judgments", "judgments.csv", "--epochs", given)
+        assert f"argument --epochs: '{given}' is not a whole number from 1" in said

@@ -21,7 +21,6 @@ from pertinent.records import Judgment
 from pertinent.training import checkpoints
 from pertinent.training.run import TrainConfig, golden_pairs, starting_network, train
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("train*.yaml"))
 Build = Callable[..., TrainConfig]
 SIZES = {"hidden_size": 32, "layers": 2, "heads": 2, "feed_forward_size": 64}
 
@@ -250,16 +249,6 @@ def test_wrong_settings_are_named_with_their_path(config: Build, changes: dict[s
     with pytest.raises(ConfigError) as caught:
         config(**changes)
     assert all(word in str(caught.value) for word in words)
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_recipe_loads_and_survives_a_round_trip(path: Path) -> None:
-    settings = TrainConfig.load(path)
-    assert TrainConfig.build(settings.plain()) == settings
-
-
-def test_there_are_recipes() -> None:
-    assert {"train-esci", "train-from-shipped"} <= {path.stem for path in CONFIGS}
 
 
 def test_golden_pairs_are_few_and_spread() -> None:
