@@ -84,8 +84,8 @@ def cpu_flags(text: str) -> list[str]:
 def extras_of(requirements: list[str]) -> dict[str, list[str]]:
     """Package names by extra, from the requirement lines of a package's metadata.
 
-    >>> extras_of(["numpy>=2", "torch>=2.8; extra == 'train'", "ibis-framework[duckdb]<13; extra == 'logs'"])
-    {'': ['numpy'], 'train': ['torch'], 'logs': ['ibis-framework']}
+    >>> extras_of(["numpy>=2", "torch>=2.8; extra == 'train'", "sybil[pytest]<10; extra == 'dev'"])
+    {'': ['numpy'], 'train': ['torch'], 'dev': ['sybil']}
     """
     extras: dict[str, list[str]] = {}
     for text in requirements:
