@@ -138,6 +138,7 @@ def write_shipped(model: Path, work: Path) -> None:
     """The trained model into the package, its card completed by what was measured here."""
     made = open_artifact(model, kind="model")
     text = made.file("README.md").read_text(encoding="utf-8").replace("# model\n", "# shipped\n", 1)
+    text = text.replace('Scorer.load("path/to/model")', "Scorer.load()")
     text += "\n" + shop_table(model, work) + "\n" + latency_table(model) + TEACHER_NOTE
     with write_artifact(SHIPPED, "model", made.config, made.manifest["inputs"], made.metrics) as folder:
         for name in made.manifest["files"]:
