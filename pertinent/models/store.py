@@ -59,6 +59,7 @@ def save_network(folder: str | Path, network: nn.Module, pairs: PairTokenizer, d
     _refuse_not_finite(stored, f"weights are too large for {dtype} in {{}}; nothing was written, use float32")
     folder = Path(folder)
     save_file(stored, folder / WEIGHTS_FILE)
+    (folder / WEIGHTS_FILE).chmod(0o644)  # the library writes it for its owner alone
     config: Any = network.config
     write_json(folder / MODEL_FILE, {"network": config.plain(), "pairs": pairs.config.plain(), "weights": dtype})
     pairs.save(folder)
