@@ -18,14 +18,14 @@ import numpy as np
 
 from pertinent import __version__
 from pertinent.artifact import write_json, write_text
+from pertinent.charts import SHARE, Axis, Series, color, line_chart, log_ticks, ridges, round_ticks, scatter
 from pertinent.errors import DataError
 from pertinent.evaluation.calibration import threshold_for_recall, threshold_table
-from pertinent.charts import SHARE, Axis, Series, color, line_chart, log_ticks, ridges, round_ticks, scatter
 from pertinent.evaluation.metrics import metric, reliability, roc
-from pertinent.page import facts as fact_list
-from pertinent.page import grid, page, section, table
 from pertinent.evaluation.resample import Estimate
 from pertinent.evaluation.result import Evaluation
+from pertinent.page import facts as fact_list
+from pertinent.page import grid, page, section, table
 
 if TYPE_CHECKING:
     from pertinent.evaluation.compare import Difference

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pertinent.errors import ArtifactError, DataError
 from pertinent.charts import Axis, Series, line_chart, log_ticks, round_ticks, scatter
+from pertinent.errors import ArtifactError, DataError
 from pertinent.evaluation.compare import compare
 from pertinent.evaluation.evaluate import EvaluateConfig, evaluate, evaluate_scores, run_evaluate
 from pertinent.evaluation.report import check_report_path, write_report
