@@ -80,12 +80,15 @@ def write_artifact(
     config: Mapping[str, Any],
     inputs: Mapping[str, str] | None = None,
     metrics: Mapping[str, Any] | None = None,
+    dated: bool = True,
 ) -> Iterator[Path]:
     """A fresh folder to fill; on leaving the block it becomes ``path`` in one rename.
 
     An artifact of the same kind that stood at ``path`` is replaced; anything else there is refused,
     see `refuse_foreign`. Where ``path`` is a link to a folder, that folder is written and the link
     stays. If the block raises, ``path`` is as it was before. ``metrics`` may be filled inside the block.
+    What is made from data alone is not ``dated``: its manifest has no time, so the same input gives the
+    same bytes.
     """
     path = Path(path)
     refuse_foreign(path, kind)
@@ -97,7 +100,7 @@ def write_artifact(
         raise ArtifactError(f"{path}: cannot write here: {getattr(error, 'strerror', None) or error}") from None
     try:
         yield aside
-        _seal(aside, kind, config, inputs or {}, metrics or {})
+        _seal(aside, kind, config, inputs or {}, metrics or {}, dated)
         aside.chmod(0o755)
         refuse_foreign(path, kind)  # the block may have taken hours
         swap(aside, path)
@@ -226,7 +229,12 @@ def input_digests(paths: Mapping[str, str | Path]) -> dict[str, str]:
 
 
 def _seal(
-    folder: Path, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str], metrics: Mapping[str, Any]
+    folder: Path,
+    kind: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    metrics: Mapping[str, Any],
+    dated: bool,
 ) -> None:
     files = {}
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -239,7 +247,7 @@ def _seal(
         "kind": kind,
         "format_version": FORMAT_VERSION,
         "version": _version(kind, files),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **({"created": datetime.now(UTC).isoformat(timespec="seconds")} if dated else {}),
         "config": dict(config),
         "inputs": dict(inputs),
         "metrics": dict(metrics),

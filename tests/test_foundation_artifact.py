@@ -413,6 +413,16 @@ def killed(place: str, target: Path) -> None:
     assert done.returncode == -signal.SIGKILL
 
 
+def test_what_is_not_dated_has_no_time_and_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        with write_artifact(tmp_path / name, "mined", {"days": 2}, dated=False) as folder:
+            (folder / "daily.parquet").write_bytes(b"PAR1")
+    manifest = (tmp_path / "one" / MANIFEST).read_bytes()
+    assert (tmp_path / "other" / MANIFEST).read_bytes() == manifest
+    assert "created" not in json.loads(manifest)
+    assert open_artifact(tmp_path / "one", "mined").config == {"days": 2}
+
+
 @pytest.mark.parametrize("place", ["fill", "seal", "swap", "between", "after"])
 def test_kill_at_any_point_leaves_the_old_or_the_new_whole(tmp_path: Path, place: str) -> None:
     path = make(tmp_path / "model")
