@@ -26,7 +26,7 @@ from pertinent.config import Config
 from pertinent.engine.scorer import shipped_folder
 from pertinent.errors import ConfigError, PertinentError
 from pertinent.evaluation.compare import Difference, compare_means, mean_estimates
-from pertinent.evaluation.evaluate import evaluate_scores, score_judgments
+from pertinent.evaluation.evaluate import RESAMPLES, evaluate_scores, score_judgments
 from pertinent.evaluation.report import write_report
 from pertinent.evaluation.resample import Estimate
 from pertinent.evaluation.result import Evaluation
@@ -102,7 +102,7 @@ class StudyConfig(Config):
     split: Split = "test"
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     metrics: tuple[str, ...] = ("auc", "spearman", "ndcg@10", "macro_f1", "accuracy")
-    bootstrap: int = Field(1000, ge=0)
+    bootstrap: int = Field(RESAMPLES, ge=0)
     against: str | None = None
     systems: tuple[System, ...] = Field(min_length=1)
     out: str

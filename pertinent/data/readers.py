@@ -127,7 +127,25 @@ def judgments_of(
             strict=True,
         )
     ]
-    return _once(judgments, table, conflicts) if table.has("item_id") else _numbered(judgments)
+    return _once(judgments, table, conflicts) if table.has("item_id") else _numbered(judgments, table)
+
+
+def renames_by_file(paths: Sequence[str | Path | None], rename: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """What to rename in each of several files: each needs only some of the names, but every name must be somewhere.
+
+    Paths that are None are left out. Raises DataError for a column that no file has.
+    """
+    files = [str(path) for path in paths if path is not None]
+    if len(files) < 2 or not rename:
+        return {path: dict(rename) for path in files}
+    found = {}
+    for path in files:
+        there = read_file(path).columns
+        found[path] = {theirs: ours for theirs, ours in rename.items() if theirs in there}
+    unknown = sorted(set(rename).difference(*found.values()))
+    if unknown:
+        raise DataError(f"no column {unknown[0]!r} to rename", path=" and ".join(files), fix="correct the columns")
+    return found
 
 
 def _renamed(table: Table, rename: Mapping[str, str]) -> Table:
@@ -257,13 +275,20 @@ def _once(judgments: list[Judgment], table: Table, conflicts: Conflicts) -> list
     return kept
 
 
-def _numbered(judgments: list[Judgment]) -> list[Judgment]:
+def _numbered(judgments: list[Judgment], table: Table) -> list[Judgment]:
     """Without ids, equal titles of one query are different items: the second one's id ends in ``-2``."""
-    seen: dict[tuple[str, str], int] = {}
+    grades: dict[tuple[str, str], list[float]] = {}
     numbered = []
     for judgment in judgments:
-        key = (judgment.query, judgment.item_id)
-        seen[key] = seen.get(key, 0) + 1
-        times = seen[key]
+        given = grades.setdefault((judgment.query, judgment.item_id), [])
+        given.append(judgment.grade)
+        times = len(given)
         numbered.append(judgment if times == 1 else replace(judgment, item_id=f"{judgment.item_id}-{times}"))
+    disputed = sum(min(given) != max(given) for given in grades.values())
+    if disputed:
+        _log.warning(
+            "%s: %d titles have different grades for one query; without item_id each row is an item of its own",
+            table.path,
+            disputed,
+        )
     return numbered

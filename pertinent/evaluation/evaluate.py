@@ -17,7 +17,7 @@ from pydantic import Field
 
 from pertinent.config import Config
 from pertinent.data.grades import lowest_relevant, relevant
-from pertinent.data.readers import read_items, read_judgments, read_table
+from pertinent.data.readers import read_items, read_judgments, renames_by_file
 from pertinent.errors import DataError, ScoringError
 from pertinent.evaluation.metrics import mrr, ndcg, recall_at
 from pertinent.evaluation.pooled import THRESHOLD, Floats, measure, pool
@@ -63,10 +63,7 @@ def run_evaluate(config: EvaluateConfig, scorer: PairScorer) -> Evaluation:
     """The evaluation that a config describes; writes its report where one is asked for."""
     if config.report is not None:
         check_report_path(config.report)
-    renames = {path: _renames(path, config) for path in (config.items, config.judgments) if path is not None}
-    unknown = sorted(set(config.columns).difference(*renames.values()))
-    if unknown:
-        raise DataError(f"no column {unknown[0]!r} to rename", path=" and ".join(renames), fix="correct the columns")
+    renames = renames_by_file([config.items, config.judgments], config.columns)
     items = read_items(config.items, rename=renames[config.items]) if config.items else None
     judgments = read_judgments(config.judgments, items=items, scale=config.scale, rename=renames[config.judgments])
     grade = config.positive_grade
@@ -246,14 +243,6 @@ def _rank_queries(
             values[f"ndcg@{cut}"][number] = ndcg(scores[rows], grades[rows], cut)
             values[f"recall@{cut}"][number] = recall_at(scores[rows], relevant[rows], cut)
     return values
-
-
-def _renames(path: str, config: EvaluateConfig) -> dict[str, str]:
-    """The file's column names and ours. With two files, each needs only some of the names."""
-    if config.items is None or not config.columns:
-        return config.columns
-    there = read_table(path).columns
-    return {theirs: ours for theirs, ours in config.columns.items() if theirs in there}
 
 
 def _checked(scores: Floats, judgments: Sequence[Judgment], name: str) -> Floats:

@@ -46,6 +46,33 @@ DAILY = {
     "positioned": "int64",  # exposures with a known position
 }
 
+# The same by place on the page: what position curves and position-debiased clicks are made of.
+DAILY_POSITIONS = {
+    "day": "int32",
+    "query": "string",
+    "item_id": "string",
+    "position": "int32",
+    "exposures": "int64",
+    "clicks": "int64",
+}
+
+# How often a query was asked on a day.
+DAILY_SEARCHES = {
+    "day": "int32",
+    "query": "string",
+    "searches": "int64",  # result pages
+    "clicks": "int64",  # items clicked on them, an item once a page
+}
+
+# What a day of the log holds, with one column a level.
+DAYS = {
+    "day": "int32",
+    "events": "int64",
+    "searches": "int64",
+    "users": "int64",
+    **dict.fromkeys(LEVELS, "int64"),
+}
+
 
 def require(table: ibis.Table, columns: dict[str, str], step: str) -> None:
     """Assert that a table has the columns of a contract, with their types; a mistake of ours, not of a user."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pertinent.data.grades import GradeScale, judged_scale, lowest_relevant, relevant
-from pertinent.data.readers import judgments_of, read_items, read_table
+from pertinent.data.readers import judgments_of, read_items, read_table, renames_by_file
 from pertinent.data.samples import read_sample, sample_path
 from pertinent.data.splits import SPLITS, refuse_leaks, split_by_query
 from pertinent.data.tables import Table
@@ -80,8 +80,9 @@ def read_judged(
         files["judgments"] = sample_path(sample) / "judgments.parquet"
     else:
         assert judgments is not None
-        known = None if items is None else read_items(items, rename=columns)
-        table = read_table(judgments, columns)
+        renames = renames_by_file([items, judgments], columns)
+        known = None if items is None else read_items(items, rename=renames[items])
+        table = read_table(judgments, renames[judgments])
         rows = judgments_of(table, known, scale)
         files["judgments"] = Path(judgments)
         if items is not None:

@@ -27,7 +27,7 @@ from pertinent.data.splits import SPLITS
 from pertinent.engine.scorer import shipped_folder
 from pertinent.errors import ConfigError, need
 from pertinent.evaluation.calibration import fit_calibration, threshold_for_recall, threshold_table
-from pertinent.evaluation.evaluate import evaluate_scores
+from pertinent.evaluation.evaluate import RESAMPLES, evaluate_scores
 from pertinent.evaluation.result import Evaluation
 from pertinent.lexicon.pairs import PairConfig, PairTokenizer
 from pertinent.models.store import rounded
@@ -88,7 +88,7 @@ class TrainConfig(FitConfig):
     calibration: Literal["platt", "isotonic", "none"] = "platt"
     weights_dtype: WeightsType = "float32"
     graph: bool = True
-    bootstrap: int = Field(1000, ge=0)
+    bootstrap: int = Field(RESAMPLES, ge=0)
     licenses: dict[str, str] = {}
     resume: bool = False
     out: str = "runs/model"

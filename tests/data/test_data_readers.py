@@ -333,6 +333,13 @@ def test_without_ids_items_are_told_apart_by_title(file):
     assert [j.grade for j in rows] == [1, 0, 1, 0]
 
 
+def test_without_ids_titles_of_different_grades_are_reported(file, caplog):
+    read_judgments(file("query,title,grade\ntv,x,1\ntv,y,1\ntv,y,1\n"))
+    assert not caplog.messages
+    read_judgments(file("query,title,grade\ntv,x,1\ntv,y,1\ntv,x,0\n"))
+    assert "1 titles have different grades for one query" in caplog.text
+
+
 def test_optional_columns_are_read(file):
     path = file("query,title,grade,split,rater,category,frequency\ntv,x,1,Validation,r1,Electronics,30\ntv,y,1,,,,\n")
     first, second = read_judgments(path)

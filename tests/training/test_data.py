@@ -106,12 +106,13 @@ def test_an_empty_split_is_said(tmp_path: Path) -> None:
 
 
 def test_items_give_titles_and_the_scale_gives_the_positive_grade(tmp_path: Path, tiny_pairs: PairTokenizer) -> None:
-    (tmp_path / "i.csv").write_text("item_id,title\n1,bal dam\n2,café\n")
     lines = [f"bal{n},{1 + n % 2},{'ES'[n % 2]}" for n in range(40)]
     (tmp_path / "j.csv").write_text("\n".join(["q,item_id,label", *lines]))
-    settings = DEFAULTS | {"items": str(tmp_path / "i.csv"), "columns": {}, "scale": "esci"}
-    text = (tmp_path / "j.csv").read_text().replace("q,", "query,", 1)
-    (tmp_path / "j.csv").write_text(text)
+    (tmp_path / "i.csv").write_text("sku,title\n1,bal dam\n2,café\n")
+    settings = DEFAULTS | {"items": str(tmp_path / "i.csv"), "columns": {"q": "query"}, "scale": "esci"}
+    with pytest.raises(DataError, match="item_id"):
+        read_judged(str(tmp_path / "j.csv"), **settings)
+    settings["columns"] = {"q": "query", "sku": "item_id"}  # each file has one of them
     data = read_judged(str(tmp_path / "j.csv"), **settings)
     assert data.positive_grade == 1.0
     assert set(data.files) == {"judgments", "items"}
