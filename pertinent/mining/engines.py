@@ -76,7 +76,7 @@ def write_parquet(connection: ibis.BaseBackend, table: ibis.Table, path: str | P
     keys = [table[name].asc(nulls_first=False) for name in order]
     table = table.order_by(keys)
     if connection.name == "duckdb":
-        connection.to_parquet(table, path, compression="zstd")
+        connection.to_parquet(_as_declared(table), path, compression="zstd")
         return
     frame = connection._session.sql(connection.compile(table))
     frame.write.mode("overwrite").option("compression", "zstd").parquet(str(path))
@@ -84,6 +84,16 @@ def write_parquet(connection: ibis.BaseBackend, table: ibis.Table, path: str | P
         leftover.unlink()
     for number, part in enumerate(sorted(path.glob("part-*.parquet"))):
         part.rename(path / f"part-{number:05}.parquet")
+
+
+def _as_declared(table: ibis.Table) -> ibis.Table:
+    """A table whose whole numbers have in DuckDB the types that Ibis says they have.
+
+    DuckDB sums into 128 bits, which its Parquet writer makes floats of, and Ibis drops a cast to the
+    type it believes in already; a detour through decimals is not dropped.
+    """
+    whole = [name for name, kind in table.schema().items() if kind.is_integer()]
+    return table.mutate(**{name: table[name].cast("decimal(38, 0)").cast(table[name].type()) for name in whole})
 
 
 def _duckdb(config: DuckDBEngine, work: Path) -> ibis.BaseBackend:

@@ -35,6 +35,16 @@ def test_groups_are_the_same_on_every_engine(engine, tmp_path):
     assert found["total"].to_pylist()[0] == sum(range(0, 1000, 7))
 
 
+def test_sums_and_cases_are_written_with_the_types_they_have_in_ibis(engine, tmp_path):
+    pq.write_table(rows(1000), tmp_path / "in.parquet")
+    table = read_parquet(engine, tmp_path / "in.parquet")
+    small = (table.number > 4).cast("int8")
+    sums = table.group_by("word").agg(total=table.number.sum(), small=small.max())
+    write_parquet(engine, sums, tmp_path / "out.parquet", ["word"])
+    back = read_parquet(engine, tmp_path / "out.parquet").schema()
+    assert [str(back[name]) for name in ("total", "small")] == ["int64", "int8"]
+
+
 def test_memory_without_a_unit_is_refused():
     with pytest.raises(ConfigError, match="memory"):
         DuckDBEngine.build({"memory": "4"})
