@@ -1,0 +1,128 @@
+"""Whole words added to a WordPiece tokenizer, their embedding rows, and what they save (ei-SRC, section 4).
+
+An added word is matched before the text is cut into pieces, where neither neighbor is a letter, a
+digit or an underscore: ``12v`` in ``12v/5a`` and ``(12v)``, but ``oem`` not in ``poem``. Of several
+words that begin at the same place the longest is tried. All other text is cut as before. The result
+is an ordinary ``tokenizer.json``; Hugging Face tokenizers give the same ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Tokenizer
+
+from pertinent.lexicon.pairs import PairTokenizer
+from pertinent.lexicon.terms import splitting_words
+from pertinent.text import normalize, words
+
+# [CLS] query [SEP] title [SEP]
+PAIR_CONTROL_TOKENS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Subtokens:
+    """Average tokens of a text under two vocabularies: a row of ei-SRC's Table 3."""
+
+    texts: int
+    words: float
+    base: float
+    extended: float
+
+    @property
+    def saving(self) -> float:
+        """The share of tokens that the extended vocabulary saves."""
+        return 1 - self.extended / self.base if self.base else 0.0
+
+    def plain(self) -> dict[str, Any]:
+        """JSON-able values, rounded so that they are the same on every machine."""
+        return {
+            "texts": self.texts,
+            "words": round(self.words, 4),
+            "base": round(self.base, 4),
+            "extended": round(self.extended, 4),
+            "saving": round(self.saving, 4),
+        }
+
+
+def extend_tokenizer(tokenizer: Tokenizer, added: Iterable[str]) -> Tokenizer:
+    """A copy in which each of the given words is one token; ids follow those there are, in order.
+
+    Words that the tokenizer does not split are left out; the given tokenizer stays as it is.
+    """
+    extended = Tokenizer.from_str(tokenizer.to_str())
+    tokens = [AddedToken(word, single_word=True, normalized=True) for word in splitting_words(tokenizer, added)]
+    extended.add_tokens(tokens)
+    return extended
+
+
+def added_words(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """The whole words that were added to a tokenizer, in order of their ids; control tokens are not among them."""
+    decoder = tokenizer.get_added_tokens_decoder()
+    return tuple(token.content for _, token in sorted(decoder.items()) if token.single_word and not token.special)
+
+
+def extend_pairs(pairs: PairTokenizer, added: Iterable[str]) -> tuple[PairTokenizer, list[list[int]]]:
+    """The pair tokenizer with the given words, and the old pieces of each new id, in order of the ids."""
+    split = splitting_words(pairs.tokenizer, added)
+    pieces = [[pairs.tokenizer.token_to_id(piece) for piece in own] for own in split.values()]
+    return PairTokenizer(extend_tokenizer(pairs.tokenizer, split), pairs.config), pieces
+
+
+def extend_embedding(rows: NDArray[np.float32], pieces: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    """Embedding rows ``[V, d]`` with one more for each list of pieces, its rows' mean: ``[V + N, d]``.
+
+    >>> rows = np.array([[0.0, 1.0], [2.0, 3.0]], dtype=np.float32)
+    >>> extend_embedding(rows, [[0, 1], [1]]).tolist()
+    [[0.0, 1.0], [2.0, 3.0], [1.0, 2.0], [2.0, 3.0]]
+    """
+    new = [rows[list(own)].mean(axis=0, dtype=np.float64) for own in pieces]
+    return np.concatenate([rows, np.array(new, dtype=rows.dtype).reshape(-1, rows.shape[1])])
+
+
+def token_counts(tokenizer: Tokenizer, texts: Iterable[str]) -> NDArray[np.int64]:
+    """How many tokens each text has after the one normalizer, ``[n]``, without control tokens."""
+    encodings = tokenizer.encode_batch_fast([normalize(text) for text in texts], add_special_tokens=False)
+    return np.array([len(encoding) for encoding in encodings], dtype=np.int64)
+
+
+def text_subtokens(texts: Sequence[str], base: Tokenizer, extended: Tokenizer) -> Subtokens:
+    """Average words and tokens a text."""
+    counted = sum(len(words(text)) for text in texts)
+    return _average(len(texts), counted, token_counts(base, texts).sum(), token_counts(extended, texts).sum())
+
+
+def word_subtokens(texts: Sequence[str], base: Tokenizer, extended: Tokenizer) -> Subtokens:
+    """Average tokens a word, over the words of the texts as often as they occur."""
+    return text_subtokens([word for text in texts for word in words(text)], base, extended)
+
+
+def pair_subtokens(pairs: Sequence[tuple[str, str]], base: Tokenizer, extended: Tokenizer) -> Subtokens:
+    """Average words and tokens a (query, title), one ``[CLS]`` and two ``[SEP]`` included."""
+    texts = [text for pair in pairs for text in pair]
+    both = text_subtokens(texts, base, extended)
+    return Subtokens(
+        len(pairs), 2 * both.words, 2 * both.base + PAIR_CONTROL_TOKENS, 2 * both.extended + PAIR_CONTROL_TOKENS
+    )
+
+
+def subtoken_report(
+    titles: Sequence[str], pairs: Sequence[tuple[str, str]], base: Tokenizer, extended: Tokenizer
+) -> dict[str, Subtokens]:
+    """Average tokens a word, a title and a pair, as in Table 3 of ei-SRC; rows without texts are left out."""
+    report = {}
+    if titles:
+        report["word"] = word_subtokens(titles, base, extended)
+        report["title"] = text_subtokens(titles, base, extended)
+    if pairs:
+        report["pair"] = pair_subtokens(pairs, base, extended)
+    return report
+
+
+def _average(texts: int, words: int, base: Any, extended: Any) -> Subtokens:
+    size = max(texts, 1)
+    return Subtokens(texts, int(words) / size, int(base) / size, int(extended) / size)
