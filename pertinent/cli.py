@@ -231,6 +231,24 @@ COMMANDS: dict[str, Command] = {
         ),
         ("pertinent bench --candidates 100,1000,3000", "pertinent bench runs/model --backends onnx,onnx-int8 --json"),
     ),
+    "data synthesize": Command(
+        "make a shop with real texts and simulated shoppers, and the truth to check methods against",
+        "pertinent.data.synthetic:SynthesizeConfig",
+        "pertinent.data.synthetic:synthesize",
+        "pertinent.commands:show_artifact",
+        (
+            OUT,
+            Flag("--seed", "seed", "of all that is made up", int, "N"),
+            Flag("--events", "events", "at most so many rows of the log, in whole searches", positive, "N"),
+            Flag("--sample", "sample", "texts and judgments from the sample esci or icecat", metavar="NAME"),
+            Flag("--items", "items", "a catalog of your own instead of the sample's, with --judgments", metavar="FILE"),
+            Flag("--judgments", "judgments", "judgments of your own: query, item_id and grade", metavar="FILE"),
+        ),
+        (
+            "pertinent data synthesize --out runs/shop --seed 0 --events 100000",
+            "pertinent data synthesize --out runs/shop --config configs/synthesize.yaml",
+        ),
+    ),
     "study": Command(
         "train and compare several models over seeds, and print one table",
         "pertinent.studies:StudyConfig",
@@ -248,8 +266,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _tolerate_any_text()
     try:
         arguments = build_parser().parse_args(argv)
-        if arguments.command is None:
-            build_parser().print_help()
+        if arguments.command is None or arguments.command not in COMMANDS:
+            build_parser()._below(arguments.command).print_help()
             return 0
         code = _run(arguments.command, arguments)
         sys.stdout.flush()
@@ -266,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report(error)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> _Parser:
     """The parser of the whole table."""
     parser = _Parser(
         prog="pertinent",
@@ -295,7 +313,29 @@ def build_parser() -> argparse.ArgumentParser:
         )
         below.add_argument("--json", action="store_true", help="print one JSON object, for programs")
         below.add_argument("--verbose", action="store_true", help="tell on stderr what is being done")
+    for group in groups():
+        listed = "\n".join(f"  {name}  {c.summary}" for name, c in COMMANDS.items() if name.startswith(group + " "))
+        commands.add_parser(group, description="commands:\n" + listed, formatter_class=_Formatter)
     return parser
+
+
+def groups() -> list[str]:
+    """The first words of commands of two words.
+
+    >>> groups()
+    ['data']
+    """
+    return sorted({name.partition(" ")[0] for name in COMMANDS if " " in name})
+
+
+def joined(argv: Sequence[str]) -> list[str]:
+    """The arguments with a command of two words as one.
+
+    >>> joined(["data", "synthesize", "--json"])
+    ['data synthesize', '--json']
+    """
+    both = " ".join(argv[:2])
+    return [both, *argv[2:]] if both in COMMANDS else list(argv)
 
 
 def load(target: str) -> Any:
@@ -393,7 +433,7 @@ class _Parser(argparse.ArgumentParser):
     command: Command | None = None
 
     def error(self, message: str) -> NoReturn:
-        known = [*COMMANDS, *self._option_string_actions]
+        known = [*COMMANDS, *(name.partition(" ")[2] for name in COMMANDS if " " in name), *self._option_string_actions]
         unknown = [
             part.strip("',") for part in message.split() if "unrecognized" in message or "invalid choice" in message
         ]
@@ -405,7 +445,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {' '.join(message.split())}; see: {self.prog} --help\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        parsed, rest = self.parse_known_args(args, namespace)
+        parsed, rest = self.parse_known_args(joined(sys.argv[1:] if args is None else args), namespace)
         if rest:
             # Argparse would report these from the top parser, which does not know the command's flags.
             self._below(parsed.command).error(f"unrecognized arguments: {' '.join(rest)}")

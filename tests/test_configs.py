@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pertinent.config import Config
+from pertinent.data.synthetic import SynthesizeConfig
 from pertinent.studies import StudyConfig
 from pertinent.training.run import TrainConfig
 
@@ -17,6 +18,7 @@ CLASSES: dict[str, type[Config]] = {
     "studies/*.yaml": StudyConfig,
     "train*.yaml": TrainConfig,
     "shipped-*.yaml": TrainConfig,
+    "synthesize*.yaml": SynthesizeConfig,
 }
 
 

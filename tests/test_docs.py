@@ -30,6 +30,7 @@ SETTINGS_PAGES = {
     "export": "engine.md",
     "index": "engine.md",
     "bench": "engine.md",
+    "data synthesize": "synthetic-shop.md",
 }
 
 
@@ -117,6 +118,7 @@ def test_every_setting_is_a_flag_or_documented(command: str) -> None:
         ("evaluation.md", "Several systems: a study", "study"),
         ("engine.md", "Index", "index"),
         ("engine.md", "Export", "export"),
+        ("synthetic-shop.md", "Settings", "data synthesize"),
     ],
 )
 def test_defaults_in_the_docs_are_those_of_the_code(name: str, heading: str, command: str) -> None:
