@@ -271,23 +271,17 @@ class _Shelf:
         self._penalty = 1.2 * (0.25 + 0.75 * lengths / max(float(lengths.mean()), 1e-9))
         self._lists = {t: (np.array(rows), np.array(often, dtype=np.float64)) for t, (rows, often) in lists.items()}
 
-    def search(self, query: str) -> tuple[Ints, Floats, Floats]:
-        """The titles that share a word with the query, their BM25, and how much of the query they cover."""
+    def search(self, query: str) -> tuple[Floats, Floats]:
+        """BM25 of all titles, and how much of the query each covers, both ``[titles]``."""
         terms = sorted(set(words(query)))
         idf = {term: self._idf(term) for term in terms}
-        whole = sum(idf.values())
-        parts = [(idf[term], *self._lists[term]) for term in terms if term in self._lists]
-        if not parts:
-            return np.zeros(0, np.int64), np.zeros(0), np.zeros(0)
-        rows, places = np.unique(np.concatenate([part[1] for part in parts]), return_inverse=True)
-        score = [weight * often * 2.2 / (often + self._penalty[docs]) for weight, docs, often in parts]
-        covered = [np.full(len(docs), weight / whole) for weight, docs, _ in parts]
-        sizes = len(rows)
-        totals: list[Floats] = [
-            np.bincount(places, np.concatenate(weights), minlength=sizes).astype(np.float64)
-            for weights in (score, covered)
-        ]
-        return rows, totals[0], totals[1]
+        score, covered = np.zeros(self._total), np.zeros(self._total)
+        for term in terms:
+            if term in self._lists:
+                rows, often = self._lists[term]
+                score[rows] += idf[term] * often * 2.2 / (often + self._penalty[rows])
+                covered[rows] += idf[term]
+        return score, np.minimum(covered / max(sum(idf.values()), 1e-9), 1.0)
 
     def _idf(self, term: str) -> float:
         n = len(self._lists[term][0]) if term in self._lists else 0
@@ -298,20 +292,17 @@ def _page_pool(
     shelf: _Shelf, query: str, judged: dict[int, float], slots: int
 ) -> tuple[Ints, Floats, Floats, NDArray[np.bool_]]:
     """What the shop may show for a real query: items, strengths, grades, and whether they were judged."""
-    rows, scores, coverage = shelf.search(query)
-    score_of = dict(zip(rows.tolist(), scores.tolist(), strict=True))
-    coverage_of = dict(zip(rows.tolist(), coverage.tolist(), strict=True))
-    own = sorted(judged, key=lambda row: (-score_of.get(row, 0.0), row))[:slots]
-    more = rows[np.lexsort((rows, -scores))][: slots + len(judged)].tolist()
-    items = [*own, *(row for row in more if row not in judged)][:slots]
-    best = max(max(score_of.values(), default=0.0), 1e-9)
-    grades = [judged[row] if row in judged else float(implied_grade(min(coverage_of[row], 1.0))) for row in items]
-    return (
-        np.array(items, dtype=np.int64),
-        np.array([score_of.get(row, 0.0) / best for row in items]),
-        np.array(grades),
-        np.array([row in judged for row in items]),
-    )
+    score, coverage = shelf.search(query)
+    own = sorted(judged, key=lambda row: (-score[row], row))[:slots]
+    is_judged = np.zeros(len(score), dtype=np.bool_)
+    is_judged[list(judged)] = True
+    more = np.flatnonzero((score > 0) & ~is_judged)
+    rest = slots - len(own)
+    if len(more) > rest > 0:
+        more = more[score[more] >= -np.partition(-score[more], rest - 1)[rest - 1]]
+    items = np.array([*own, *more[np.lexsort((more, -score[more]))][:rest].tolist()], dtype=np.int64)
+    grades = [judged[row] if row in judged else float(implied_grade(coverage[row])) for row in items.tolist()]
+    return items, score[items] / max(float(score.max()), 1e-9), np.array(grades), is_judged[items]
 
 
 def _popularity(judged: Sequence[int], aliases: int, alias_share: float, unsearched: float, seed: int) -> Floats:
@@ -361,8 +352,8 @@ def _disjoint(groups: dict[str, list[int]], used: set[int], seed: int, purpose: 
     chosen = []
     for place in np.argsort(uniform(seed, purpose, np.arange(len(names))), kind="stable").tolist():
         members = sorted(set(groups[names[place]]) - used)
-        order = np.argsort(uniform(seed, purpose, place, np.arange(len(members))), kind="stable")[:LARGEST_GROUP]
-        if len(order) >= SMALLEST_GROUP:
+        if len(members) >= SMALLEST_GROUP:
+            order = np.argsort(uniform(seed, purpose, place, np.arange(len(members))), kind="stable")[:LARGEST_GROUP]
             chosen.append([members[member] for member in order.tolist()])
             used.update(chosen[-1])
     return chosen
