@@ -143,7 +143,7 @@ def _bench_titles(config: BenchConfig) -> list[str]:
     from pertinent.artifact import open_artifact
     from pertinent.data.readers import read_items
     from pertinent.engine.golden import GOLDEN_FILE, read_golden
-    from pertinent.engine.scorer import shipped_folder
+    from pertinent.folders import shipped_folder
 
     if config.items is not None:
         return [item.title for item in read_items(config.items, rename=config.columns)]

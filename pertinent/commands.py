@@ -149,7 +149,7 @@ def index(config: IndexConfig) -> Artifact:
     from pertinent.artifact import open_artifact
     from pertinent.data.readers import read_items
     from pertinent.engine.index import ItemIndex
-    from pertinent.engine.scorer import shipped_folder
+    from pertinent.folders import shipped_folder
     from pertinent.models.store import load_pairs
 
     missing = [name for name in ("items", "out") if getattr(config, name) is None]

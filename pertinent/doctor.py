@@ -148,7 +148,7 @@ def _version(package: str) -> str | None:
 
 
 def _model(path: str | None) -> Check:
-    from pertinent.engine.scorer import shipped_folder
+    from pertinent.folders import shipped_folder
 
     name = "model" if path else "shipped model"
     try:

@@ -23,13 +23,13 @@ from pydantic import Field, model_validator
 from pertinent import __version__
 from pertinent.artifact import MANIFEST, open_artifact, read_json, write_json, write_text
 from pertinent.config import Config
-from pertinent.engine.scorer import shipped_folder
 from pertinent.errors import ConfigError, PertinentError
 from pertinent.evaluation.compare import Difference, compare_means, mean_estimates
 from pertinent.evaluation.evaluate import RESAMPLES, evaluate_scores, score_judgments
 from pertinent.evaluation.report import write_report
 from pertinent.evaluation.resample import Estimate
 from pertinent.evaluation.result import Evaluation
+from pertinent.folders import shipped_folder
 from pertinent.lexicon.pairs import PairConfig
 from pertinent.records import Judgment, PairScorer, Split
 from pertinent.rivals import SentenceTransformersConfig
@@ -267,7 +267,7 @@ def _versions(system: System) -> list[str]:
 
 def _check(config: StudyConfig) -> None:
     """Refuse wrong settings and missing starts before hours of training, all at once."""
-    from pertinent.models.interchange import locate
+    from pertinent.folders import locate
     from pertinent.training.run import TrainConfig
 
     problems = []

@@ -31,9 +31,10 @@ from pertinent.engine.backends import available_cores
 from pertinent.engine.golden import GOLDEN_FILE, golden_logits
 from pertinent.engine.graph import GRAPH_FILE, INT8_GRAPH_FILE, TRANSPOSED
 from pertinent.engine.onnx_backend import OnnxBackend, OnnxInt8Backend, open_session, read_weights
-from pertinent.engine.scorer import Scorer, shipped_folder
+from pertinent.engine.scorer import Scorer
 from pertinent.engine.torch_backend import TorchBackend
 from pertinent.errors import ArtifactError, ConfigError, DataError, need
+from pertinent.folders import shipped_folder
 from pertinent.models.store import WEIGHTS_FILE, load_network, save_network
 from pertinent.models.weights import load_weights
 from pertinent.probability import CALIBRATION_FILE, Platt, calibration_from

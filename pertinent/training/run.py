@@ -24,11 +24,11 @@ from pertinent.artifact import (
     write_text,
 )
 from pertinent.data.splits import SPLITS
-from pertinent.engine.scorer import shipped_folder
 from pertinent.errors import ConfigError, need
 from pertinent.evaluation.calibration import fit_calibration, threshold_for_recall, threshold_table
 from pertinent.evaluation.evaluate import RESAMPLES, evaluate_scores
 from pertinent.evaluation.result import Evaluation
+from pertinent.folders import locate, shipped_folder
 from pertinent.lexicon.pairs import PairConfig, PairTokenizer
 from pertinent.models.store import rounded
 from pertinent.models.weights import WeightsType
@@ -144,7 +144,7 @@ def starting_network(config: TrainConfig) -> tuple[nn.Module, PairTokenizer]:
     """The network to train and its tokenizer; what is random in it depends on the seed alone."""
     import torch
 
-    from pertinent.models.interchange import locate, start_from
+    from pertinent.models.interchange import start_from
     from pertinent.models.store import build_network, load_network
 
     torch.manual_seed(config.seed)

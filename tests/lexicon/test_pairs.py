@@ -12,8 +12,8 @@ from pertinent.config import Config
 from pertinent.data.readers import read_items
 from pertinent.data.samples import sample_path
 from pertinent.errors import ArtifactError, ConfigError, DataError
+from pertinent.folders import locate
 from pertinent.lexicon.pairs import PairConfig, PairTokenizer, item_text
-from pertinent.models.interchange import locate
 from pertinent.records import Item, TokenBatch, TokenRows
 from pertinent.text import MAX_CHARACTERS
 

