@@ -117,6 +117,17 @@ class TokenRows:
         classes = None if self.term_classes is None else self.term_classes[source]
         return TokenRows(self.ids[source], offsets, self.truncated[rows], classes)
 
+    @staticmethod
+    def joined(parts: Sequence[TokenRows]) -> TokenRows:
+        """All rows of the parts, one part after the other; without classes a token has class 0."""
+        offsets = np.cumsum([0, *np.concatenate([part.lengths for part in parts])], dtype=np.int64)
+        classes = None
+        if any(part.term_classes is not None for part in parts):
+            given = [np.zeros(len(p.ids), np.int8) if p.term_classes is None else p.term_classes for p in parts]
+            classes = np.concatenate(given)
+        ids = np.concatenate([part.ids for part in parts])
+        return TokenRows(ids, offsets, np.concatenate([part.truncated for part in parts]), classes)
+
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:

@@ -59,6 +59,19 @@ def test_by_query_is_a_partition_in_order_of_first_appearance(queries: list[str]
     assert all(queries[row] == query and rows == sorted(rows) for query, rows in groups.items() for row in rows)
 
 
+def test_joined_rows_are_the_rows_of_the_parts_in_turn() -> None:
+    def rows(*texts: list[int], classes: bool = False) -> TokenRows:
+        ids = np.array([token for text in texts for token in text], dtype=np.int32)
+        offsets = np.cumsum([0, *(len(text) for text in texts)], dtype=np.int64)
+        marks = np.ones(len(ids), np.int8) if classes else None
+        return TokenRows(ids, offsets, np.zeros(len(texts), np.bool_), marks)
+
+    joined = TokenRows.joined([rows([1, 2], []), rows(), rows([3], classes=True)])
+    assert [joined.row(place).tolist() for place in range(len(joined))] == [[1, 2], [], [3]]
+    assert joined.term_classes is not None and joined.term_classes.tolist() == [0, 0, 1]
+    assert TokenRows.joined([rows([1])]).term_classes is None
+
+
 def test_records_cannot_be_changed() -> None:
     item = Item("1", "cable")
     with pytest.raises(dataclasses.FrozenInstanceError):

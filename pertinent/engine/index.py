@@ -140,23 +140,29 @@ class ItemIndex:
 
     def rows(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
         """The rows of the given item ids, ``[n]``. Raises DataError for an id that is not indexed."""
+        found = self.find(item_ids)
+        missing = np.flatnonzero(found < 0)
+        if len(missing):
+            raise DataError(
+                f"item id {shorten(item_ids[missing[0]])} is not in the index {self.path}",
+                fix="add the item to the catalog and index it again",
+            )
+        return found
+
+    def find(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
+        """The rows of the given item ids, ``[n]``; -1 for an id that is not indexed."""
         digests = np.array([_id_digest(item_id) for item_id in item_ids], dtype=np.uint64)
         ordered = self._arrays["sorted_digests"]
         places = np.searchsorted(ordered, digests)
-        found = np.zeros(len(digests), dtype=np.int64)
+        found = np.full(len(digests), -1, dtype=np.int64)
         for number, (digest, place, item_id) in enumerate(zip(digests, places, item_ids, strict=True)):
             # Two ids may share a digest (one chance in 10^19 a pair): the text decides.
             while place < len(ordered) and ordered[place] == digest:
                 row = int(self._arrays["digest_rows"][place])
                 if self._text("id", row) == item_id:
+                    found[number] = row
                     break
                 place += 1
-            else:
-                raise DataError(
-                    f"item id {shorten(item_id)} is not in the index {self.path}",
-                    fix="add the item to the catalog and index it again",
-                )
-            found[number] = row
         return found
 
     def checked_rows(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:

@@ -44,6 +44,11 @@ def test_rows_ids_titles_and_tokens_come_back(index: ItemIndex, tiny_pairs: Pair
     assert index.tokens.truncated.tolist() == [False, False, False, True, False, False]
 
 
+def test_find_tells_unknown_ids_by_minus_one(index: ItemIndex) -> None:
+    assert index.find(["e5", "nothing", "ü-2", ""]).tolist() == [4, -1, 1, -1]
+    assert index.find([]).tolist() == []
+
+
 def test_indexed_items_score_and_rank_as_texts_do(index: ItemIndex, tiny_artifact: Artifact) -> None:
     scorer = Scorer.load(tiny_artifact.path)
     titles = [item.title for item in ITEMS]

@@ -250,3 +250,13 @@ def test_no_path_means_the_shipped_model(tiny_artifact: Artifact, monkeypatch: p
 def test_errors_are_our_own(tmp_path: Path) -> None:
     with pytest.raises(PertinentError, match="no such folder"):
         Scorer.load(tmp_path / "nowhere")
+
+
+def test_batches_put_back_together_give_the_scores_of_score(scorer: Scorer) -> None:
+    queries = scorer.pairs.encode_queries(["usb cable"])
+    items = scorer.pairs.encode_items(TITLES)
+    rows, first = np.arange(len(TITLES)), np.zeros(len(TITLES), dtype=np.int64)
+    logits = np.zeros(len(TITLES), dtype=np.float32)
+    for batch in scorer.batches(queries, first, items, rows):
+        logits[batch] = scorer.forward(queries, first[batch], items, rows[batch])
+    assert np.allclose(scorer.probabilities(logits), scorer.score("usb cable", TITLES), atol=1e-6)
