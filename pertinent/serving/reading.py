@@ -1,0 +1,205 @@
+"""Bytes of a request to a typed body, as leniently as clients need and no more.
+
+A byte order mark is skipped, a lone surrogate escape becomes U+FFFD, unknown fields are ignored,
+null is the same as a missing field, of two equal keys the last one counts. What is refused says
+where: malformed JSON is 400, a field of the wrong kind 422.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, TypeVar
+
+import msgspec
+
+from pertinent.errors import shorten
+from pertinent.serving.messages import WireError
+
+Body = TypeVar("Body", bound=msgspec.Struct)
+# A document as it may come: a text, an object with texts in it, or nothing.
+Document = str | dict[str, Any] | None
+
+_MARK = b"\xef\xbb\xbf"
+# Every escape is taken whole, so that an escaped backslash is never read as the start of one.
+_ESCAPES = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F]..)|.)", re.DOTALL)
+_KEY_BEFORE = re.compile(rb'"([^"\\]{1,100})"\s*:\s*-?$')
+_NOT_NUMBERS = (b"NaN", b"Infinity")
+
+
+@cache
+def _decoder(kind: type[Any]) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
+def read(body: bytes, kind: type[Body]) -> tuple[Body, int]:
+    """A body as ``kind``, and how many lone surrogate escapes were replaced in it.
+
+    >>> class Cup(msgspec.Struct):
+    ...     name: str | None = None
+    >>> read(b'{"name": "a", "size": 3}', Cup)
+    (Cup(name='a'), 0)
+    >>> read(rb'{"name": "\\ud800"}', Cup) == (Cup(name="\\ufffd"), 1)
+    True
+    """
+    body = body.removeprefix(_MARK)
+    _check_utf8(body)
+    try:
+        return _decode(body, kind), 0
+    except WireError:
+        mended, repaired = mend_surrogates(body)
+        if not repaired:
+            raise
+        return _decode(mended, kind), repaired
+
+
+def mend_surrogates(body: bytes) -> tuple[bytes, int]:
+    r"""JSON with each lone surrogate escape replaced by that of U+FFFD, and their number.
+
+    >>> mend_surrogates(rb'"\ud83d\ude00 \ud83d \\ud83d"')
+    (b'"\\ud83d\\ude00 \\ufffd \\\\ud83d"', 1)
+    """
+    repaired = 0
+
+    def mended(match: re.Match[bytes]) -> bytes:
+        nonlocal repaired
+        if match[1] is None:
+            return match[0]
+        repaired += 1
+        return b"\\ufffd"
+
+    return _ESCAPES.sub(mended, body), repaired
+
+
+def _check_utf8(body: bytes) -> None:
+    if body.isascii():
+        return
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise WireError(400, f"the body is not UTF-8 at byte {error.start}: send UTF-8", "malformed_json") from None
+
+
+def _decode(body: bytes, kind: type[Body]) -> Body:
+    try:
+        decoded: Body = _decoder(kind).decode(body)
+        return decoded
+    except msgspec.ValidationError as error:
+        raise _wrong_field(str(error)) from None
+    except RecursionError:
+        raise WireError(
+            400, "the JSON is nested too deep: documents are texts or flat objects", "malformed_json"
+        ) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _malformed(body, str(error)) from None
+
+
+def _wrong_field(message: str) -> WireError:
+    """A msgspec message as ours: ``Expected `str`, got `int` - at `$.query```."""
+    problem, _, place = message.partition(" - at ")
+    problem = problem.replace("`", "")
+    field = place.strip("`").removeprefix("$").removeprefix(".").replace("[...]", "")
+    if not field:
+        return WireError(400, f"the body is not a JSON object: {problem[0].lower()}{problem[1:]}", "malformed_json")
+    problem = problem[0].lower() + problem[1:]
+    return WireError(422, f"{field}: {problem}", "invalid_field", re.split(r"[.\[]", field)[0])
+
+
+def _malformed(body: bytes, message: str) -> WireError:
+    place = re.search(r"\(byte (\d+)\)", message)
+    if place is not None:
+        at = int(place[1])
+        name = next((n.decode() for n in _NOT_NUMBERS if body.startswith(n, at)), None)
+        if name is not None:
+            key = _KEY_BEFORE.search(body, max(0, at - 200), at)
+            field = key[1].decode() if key else None
+            spot = field or f"byte {at}"
+            return WireError(422, f"{spot}: {name} is not a number in JSON: give a finite one", "invalid_field", field)
+    if not body.strip():
+        return WireError(400, "the body is empty: send a JSON object", "malformed_json")
+    return WireError(400, f"the body is not JSON: {message.removeprefix('JSON is malformed: ')}", "malformed_json")
+
+
+def required(value: Any, field: str, what: str) -> Any:
+    """A value that must be there, or a 422 that names the field.
+
+    >>> required("cup", "query", "a text")
+    'cup'
+    """
+    if value is None:
+        raise WireError(422, f"{field} is missing: give {what}", "missing_field", field)
+    return value
+
+
+def whole(value: int | float | None, field: str, least: int) -> int | None:
+    """A count that may be written ``2.0``; None where it is absent.
+
+    >>> whole(2.0, "top_n", least=1), whole(None, "top_n", least=1)
+    (2, None)
+    """
+    if value is None:
+        return None
+    if value != int(value) or value < least:
+        raise WireError(
+            422, f"{field} is {shorten(value)}: give a whole number, {least} or more", "invalid_field", field
+        )
+    return int(value)
+
+
+def one_text(value: str | dict[str, Any] | None, field: str) -> str:
+    """A query: a text, or an object that has one under ``text``."""
+    value = required(value, field, "a text")
+    if isinstance(value, str):
+        return value
+    text = value.get("text")
+    if not isinstance(text, str):
+        raise WireError(422, f"{field} is an object without a text: give a text", "invalid_field", field)
+    return text
+
+
+def texts(values: Sequence[Document] | None, field: str, fields: Sequence[str] | None = None) -> list[str]:
+    """The texts of documents; ``fields`` are those to read of an object, in order, instead of ``text``.
+
+    A null document is an empty text. No documents at all are a 400.
+
+    >>> texts(["Mug", {"text": "Pan"}, None], "documents")
+    ['Mug', 'Pan', '']
+    >>> texts([{"title": "Pan", "brand": "Ode", "price": 9}], "documents", ["brand", "title", "price"])
+    ['Ode Pan 9']
+    """
+    values = required(values, field, "a list of texts")
+    if not values:
+        raise WireError(400, f"{field} is an empty list: give at least one text", "empty_documents", field)
+    return [
+        value if isinstance(value, str) else _object_text(value, f"{field}[{row}]", fields)
+        for row, value in enumerate(values)
+    ]
+
+
+def blank_rows(values: Sequence[str]) -> list[int]:
+    """Rows of the texts that have nothing to read.
+
+    >>> blank_rows(["Mug", " ", ""])
+    [1, 2]
+    """
+    return [row for row, value in enumerate(values) if not value or value.isspace()]
+
+
+def _object_text(value: dict[str, Any] | None, place: str, fields: Sequence[str] | None) -> str:
+    if value is None:
+        return ""
+    field = re.split(r"[.\[]", place)[0]
+    if fields:
+        named = [(name, value[name]) for name in fields if value.get(name) is not None]
+        return " ".join(_plain(text, f"{place}.{name}", field, str, int, float) for name, text in named)
+    if "text" not in value:
+        raise WireError(422, f"{place} has no text: give a text, or an object with 'text'", "invalid_field", field)
+    text = value["text"]
+    return "" if text is None else _plain(text, f"{place}.text", field, str)
+
+
+def _plain(value: Any, place: str, field: str, *kinds: type) -> str:
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise WireError(422, f"{place} is {shorten(value)}: give a text", "invalid_field", field)
+    return str(value)
