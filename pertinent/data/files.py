@@ -69,6 +69,23 @@ def read_file_parts(path: str | Path, rows: int, encoding: str = "utf-8") -> Ite
         raise _no_rows(path)
 
 
+def read_records(path: str | Path, encoding: str = "utf-8") -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each row of a file as a dictionary, nested values as they are, with its line (see `Table`); in constant memory.
+
+    Raises what `read_file` does, except for a file without rows.
+    """
+    path = Path(path)
+    check_exists(path)
+    suffix = kind_of(path)
+    if suffix not in DELIMITERS and suffix != ".parquet":
+        with open_text(path, encoding) as file:
+            yield from _objects(_json_rows(file, path) if suffix == ".json" else _jsonl_rows(file, path), path)
+        return
+    for part in _parts(path, suffix, 10_000, encoding):
+        for row, line in enumerate(part.lines):
+            yield line, {name: cells[row] for name, cells in part.columns.items()}
+
+
 def kind_of(path: Path) -> str:
     """The suffix that tells the format, lower case, without ``.gz``."""
     suffixes = [suffix.lower() for suffix in path.suffixes]

@@ -3,17 +3,42 @@
 from __future__ import annotations
 
 import datetime as dt
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 import ibis
 from pydantic import Field
 
 from pertinent.config import Config
-from pertinent.mining.readers import RawLog
+from pertinent.errors import DataError
+from pertinent.mining.formats import NEGATIVE
+from pertinent.mining.readers import RawLog, stage
+from pertinent.mining.schema import CLICK, DAY, EVENTS, LEVEL_NUMBERS, LEVELS
+from pertinent.mining.sessions import search_ids, sessions
 
 Action = Literal["drop", "keep", "refuse"]
+VIEW = LEVEL_NUMBERS["view"]
+# Days after a pause longer than this that hold less than one row in 100 are those of a wrong clock.
+PAUSE_DAYS, FEW = 30, 100
+
+# What each check finds.
+CHECKS = MappingProxyType(
+    {
+        "negatives": "taken back: removed from a cart, refunded, returned",
+        "impossible_times": "before `earliest`, after `latest`, or without a time",
+        "no_user": "without a user, a session and a search, so nothing links a click to its view",
+        "bots": "of a user or session with too many events, or of a robot's user agent",
+        "duplicates": "there already: the same event id, or user, search, item, level and time",
+        "late": "more than `late_days` after the first event of their search",
+        "unknown_items": "of an item that is not in the catalog",
+        "no_query": "outside of a search",
+        "clicks_without_view": "clicked or more on a result page that has no view of the item",
+    }
+)
 
 
 class CheckConfig(Config):
@@ -32,8 +57,8 @@ class CheckConfig(Config):
     events_per_session: int = Field(3000, ge=1)
     clicks_per_day: int = Field(500, ge=1)
     bot_agents: list[str] = [
-        "bot/", "bot;", "bot)", "crawler", "spider", "slurp", "headlesschrome", "python-requests", "curl/", "wget/",
-    ]  # fmt: skip
+        *("bot/", "bot;", "bot)", "crawler", "spider", "slurp", "headlesschrome", "python-requests", "curl/", "wget/")
+    ]
     late_days: int = Field(7, ge=1)
     earliest: dt.date = dt.date(2000, 1, 1)
     latest: dt.date | None = None
@@ -61,5 +86,211 @@ def check_events(
 ) -> Checked:
     """The rows that pass, with session and search ids filled (see `sessions`), and what each check found.
 
-    Raises DataError that names file and row where a check set to ``refuse`` finds one.
+    Every check looks at all rows of the log, so a row that two checks find is counted by both. The
+    last one, clicks without a view, looks at what is left: it adds the missing view, so that clicks
+    never exceed exposures. Raises DataError that names file and row where a check set to ``refuse``
+    finds one.
     """
+    work = Path(work) / "checks"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    entered = _with_ids(connection, raw.events, gap_minutes, work)
+    flagged = stage(connection, _flagged(connection, entered, items, config, work), work / "flagged.parquet")
+    names = [name for name in CHECKS if name in flagged.columns]
+    sums = flagged.agg(**{name: flagged[name].sum() for name in names}).to_pyarrow().to_pylist()[0]
+    actions = config.plain()
+    counts = [_entry(flagged.filter(flagged[name]), name, int(sums[name] or 0), actions[name]) for name in names]
+    dropped = [entry["check"] for entry in counts if entry["rows"] and entry["action"] == "drop"]
+    kept = flagged.filter(~ibis.or_(*[flagged[name] for name in dropped])) if dropped else flagged
+    kept, entry = _with_views(connection, kept.select(*EVENTS, "file", "row"), config.clicks_without_view, work)
+    return Checked(kept.select(*EVENTS), [*counts, entry])
+
+
+def newest_believable(days: Mapping[int, int]) -> int | None:
+    """The newest day that the log's own clock can be trusted on, from its rows on each day.
+
+    A day after a pause of more than 30 days is a wrong clock's if it and all days after it hold
+    less than one row in 100; such a day would make everything else look out of date.
+
+    >>> newest_believable({20000: 400, 20001: 500, 24000: 2}), newest_believable({20000: 3, 20100: 1})
+    (20001, 20100)
+    """
+    total, after, newest = sum(days.values()), 0, sorted(days)
+    while len(newest) > 1:
+        after += days[newest[-1]]
+        if after * FEW >= total:
+            break
+        if newest[-1] - newest[-2] > PAUSE_DAYS:
+            return newest_believable({day: days[day] for day in newest[:-1]})
+        newest.pop()
+    return max(days, default=None)
+
+
+def _with_ids(connection: ibis.BaseBackend, events: ibis.Table, gap_minutes: int, work: Path) -> ibis.Table:
+    """The rows with user, session and search ids, and ``no_user``: whether the log gave none of them."""
+    no_user = events.user_id.isnull() & events.session_id.isnull() & events.search_id.isnull()
+    of_search = events.user_id.isnull().ifelse(events.search_id, ibis.null("string"))
+    events = events.mutate(
+        no_user=no_user,
+        user_id=ibis.coalesce(events.user_id, events.session_id, events.search_id, ibis.literal("")),
+        session_id=ibis.coalesce(events.session_id, of_search),
+    )
+    events = stage(connection, events, work / "raw.parquet")
+    absent = events.agg(sessions=events.session_id.isnull().sum(), searches=events.search_id.isnull().sum())
+    missing = absent.to_pyarrow().to_pylist()[0]
+    if missing["sessions"]:
+        events = stage(connection, sessions(events, gap_minutes), work / "sessions.parquet")
+    if missing["searches"]:
+        events = stage(connection, search_ids(events, gap_minutes), work / "searches.parquet")
+    return events
+
+
+def _flagged(
+    connection: ibis.BaseBackend, events: ibis.Table, items: ibis.Table | None, config: CheckConfig, work: Path
+) -> ibis.Table:
+    """The rows with a column for each check: whether it found the row."""
+    by_day = events.group_by("day").agg(rows=events.count()).to_pyarrow().to_pylist()
+    early = _day(config.earliest)
+    believable = newest_believable({row["day"]: row["rows"] for row in by_day if row["day"] >= early})
+    latest = _day(config.latest) if config.latest is not None else believable
+    impossible = events.day < early
+    if latest is not None:
+        impossible = impossible | (events.day > latest)
+    agents = [events.agent.lower().contains(text.lower()) for text in config.bot_agents]
+    events = events.mutate(
+        negatives=events.level == NEGATIVE,
+        impossible_times=impossible,
+        no_query=events["query"] == "",
+        bots=ibis.or_(*agents).fill_null(False) if agents else ibis.literal(False),
+        late=ibis.literal(False),
+        unknown_items=ibis.literal(False),
+    )
+    for name, found in _findings(events, items, config).items():
+        found = stage(connection, found, work / f"{name}.parquet")
+        if _count(found):
+            check = name.partition("-")[0]
+            events = _marked(events, found, check)
+    return _with_duplicates(connection, events, work)
+
+
+def _day(date: dt.date) -> int:
+    return (date - dt.date(1970, 1, 1)).days
+
+
+def _findings(events: ibis.Table, items: ibis.Table | None, config: CheckConfig) -> dict[str, ibis.Table]:
+    """Keys of the rows that checks of more than one row find; ``since`` is the time after which they do."""
+    known = events.filter(~events.no_user)
+    days = known.group_by("user_id", "day").agg(rows=known.count(), clicks=(known.level >= CLICK).sum())
+    many = (days.rows > config.events_per_day) | (days.clicks > config.clicks_per_day)
+    visits = known.group_by("session_id").agg(rows=known.count())
+    timed = events.filter(~events.impossible_times)
+    pages = timed.group_by("search_id").agg(first=timed.time.min(), last=timed.time.max())
+    late = config.late_days * DAY
+    found = {
+        "bots-day": days.filter(many).select("user_id", "day"),
+        "bots-session": visits.filter(visits.rows > config.events_per_session).select("session_id"),
+        "late": pages.filter(pages["last"] - pages["first"] > late).select("search_id", since=pages["first"] + late),
+    }
+    if items is not None:
+        catalog = items.select(item_id=items.item_id.cast("string")).distinct()
+        found["unknown_items"] = events.select("item_id").distinct().anti_join(catalog, "item_id")
+    return found
+
+
+def _marked(events: ibis.Table, found: ibis.Table, check: str) -> ibis.Table:
+    """The rows with ``check`` set where they have the keys that were found, and come after ``since``."""
+    keys = [name for name in found.columns if name != "since"]
+    since = found.since if "since" in found.columns else ibis.literal(-(2**62))
+    found = found.select(*[found[key].name(f"of_{key}") for key in keys], since=since)
+    joined = events.left_join(found, [events[key] == found[f"of_{key}"] for key in keys])
+    hit = joined[check] | (joined.time > joined.since).fill_null(False)
+    return joined.select(*[hit.name(check) if c == check else joined[c] for c in events.columns])
+
+
+def _with_duplicates(connection: ibis.BaseBackend, events: ibis.Table, work: Path) -> ibis.Table:
+    """The rows with ``duplicates``, true for all but one of the rows that are the same event."""
+    events = events.mutate(duplicates=ibis.literal(False))
+    events = _repeated(connection, events, ["event_id", "item_id", "level"], work / "repeated-ids.parquet")
+    keys = ["user_id", "search_id", "item_id", "level", "time"]
+    return _repeated(connection, events, keys, work / "repeated-rows.parquet")
+
+
+def _repeated(connection: ibis.BaseBackend, events: ibis.Table, keys: list[str], path: Path) -> ibis.Table:
+    """All but the first of the rows that share keys become duplicates; rows that are some already do not count.
+
+    The order is that of the contents, so that of two copies the same one stays however the file is sorted.
+    """
+    first = keys[0]
+    open_rows = events.filter(~events.duplicates & events[first].notnull())
+    groups = open_rows.group_by(keys).agg(copies=open_rows.count())
+    groups = stage(connection, groups.filter(groups.copies > 1), path)
+    if not _count(groups):
+        return events
+    groups = groups.select(*[groups[key].name(f"of_{key}") for key in keys])
+    pairs = [events[key] == groups[f"of_{key}"] for key in keys]
+    rest, same = events.anti_join(groups, pairs), events.semi_join(groups, pairs)
+    content = [same[c].asc(nulls_first=False) for c in ("duplicates", "time", *EVENTS) if c not in keys or c == "time"]
+    content.insert(2, same["query"].desc(nulls_first=False))  # a copy with a query before one without
+    place = ibis.row_number().over(ibis.window(group_by=keys, order_by=content))
+    same = same.mutate(duplicates=same.duplicates | (place > 0))
+    return rest.union(same.select(*events.columns), distinct=False)
+
+
+def _with_views(
+    connection: ibis.BaseBackend, events: ibis.Table, action: str, work: Path
+) -> tuple[ibis.Table, dict[str, Any]]:
+    """The rows after the action on clicks without a view, and that check's entry.
+
+    An added view has the time, position and ids of the earliest row of its item on that page.
+    """
+    page = ["search_id", "item_id"]
+    deeper = events.filter((events.level > VIEW) & (events["query"] != ""))
+    views = events.filter(events.level == VIEW).select(page).distinct()
+    alone = stage(connection, deeper.anti_join(views, page), work / "alone.parquet")
+    entry = _entry(alone, "clicks_without_view", _count(alone), action)
+    if not entry["rows"] or action == "keep":
+        return events, entry
+    if action == "drop":
+        rest = events.filter((events.level <= VIEW) | (events["query"] == ""))
+        return rest.union(deeper.semi_join(views, page), distinct=False), entry
+    content = [alone[c].asc(nulls_first=False) for c in ("time", *EVENTS) if c not in page]
+    place = ibis.row_number().over(ibis.window(group_by=page, order_by=content))
+    ranked = alone.mutate(place=place)
+    added = ranked.filter(ranked.place == 0).mutate(level=ibis.literal(VIEW, "int8")).select(*events.columns)
+    return events.union(added, distinct=False), entry
+
+
+def _count(table: ibis.Table) -> int:
+    return int(table.count().to_pyarrow().as_py())
+
+
+def _entry(found: ibis.Table, check: str, rows: int, action: str) -> dict[str, Any]:
+    """The entry of a check. Raises DataError for the first row found where it is to be refused."""
+    if not rows:
+        return {"check": check, "rows": 0, "action": action, "example": None}
+    columns = ["file", "row", *EVENTS]
+    first = found.order_by([found[c].asc(nulls_first=False) for c in columns]).limit(1).select(columns)
+    row = first.to_pyarrow().to_pylist()[0]
+    if action == "refuse":
+        raise DataError(
+            f"{rows:,} rows are {CHECKS[check]}, and the check {check!r} is set to refuse them; the first: {told(row)}",
+            path=row["file"],
+            line=row["row"],
+            fix="mend the log, or set the check to drop or keep",
+        )
+    return {"check": check, "rows": rows, "action": action, "example": f"{told(row)} ({row['file']}, row {row['row']})"}
+
+
+def told(row: Mapping[str, Any]) -> str:
+    """One event for people to read.
+
+    >>> told({"user_id": "u-1", "query": "tv", "item_id": "b-2", "level": 1, "position": 0, "time": 5_000_000})
+    "user 'u-1', query 'tv', click on item 'b-2' at position 0, 1970-01-01T00:00:05+00:00"
+    """
+    level = LEVELS[row["level"]] if row["level"] >= 0 else "negative"
+    place = "" if row["position"] is None else f" at position {row['position']}"
+    try:
+        time = (dt.datetime.fromtimestamp(0, dt.UTC) + dt.timedelta(microseconds=row["time"])).isoformat()
+    except OverflowError:
+        time = f"{row['time']} microseconds since 1970"
+    return f"user {row['user_id']!r}, query {row['query']!r}, {level} on item {row['item_id']!r}{place}, {time}"

@@ -5,34 +5,107 @@ What a source leaves open is asked for or counted, never guessed in silence: see
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import datetime as dt
+import glob
+import re
+import shutil
+import zoneinfo
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import ibis
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pertinent.config import Config
-from pertinent.mining.schema import EVENTS
+from pertinent.data.files import SUFFIXES, read_records
+from pertinent.data.tables import nearest
+from pertinent.errors import DataError, need
+from pertinent.mining.engines import read_parquet
+from pertinent.mining.formats import (
+    MEANINGS,
+    NEGATIVE,
+    RECORDS,
+    SEARCH,
+    UNITS,
+    Flat,
+    Reading,
+    micros,
+    text_of,
+    whole,
+    word,
+)
+from pertinent.mining.linking import linked_by_query_id, linked_by_session, one_id_a_user
+from pertinent.mining.schema import DAY, EVENTS, LEVEL_NUMBERS, LEVELS
+from pertinent.mining.sessions import sessions
+from pertinent.text import normalize
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # What checks look at besides the columns of EVENTS. Ids may still be null here.
 RAW_EVENTS = MappingProxyType(
     {
-        **EVENTS,  # level is NEGATIVE for a removal or a refund; time is 0 where there is none
-        "event_id": "string",  # the source's own id of the event and item, where it has one
+        **EVENTS,  # level is NEGATIVE for what was taken back; time is 0 where there is none
+        "event_id": "string",  # the source's own id of the event, where it has one
         "agent": "string",  # the user agent, where the source has one
         "file": "string",
         "row": "int64",  # from 1: a line of text, or a row of a Parquet file
     }
 )
-NEGATIVE = -1
+FLAT = MappingProxyType(
+    {"int": "int64", "int | None": "int64", "str": "string", "str | None": "string", "bool": "bool_"}
+)
+# The columns of a table of your own; one of the ids of WHO has to be there.
+TABLE_COLUMNS = ("query", "item_id", "level", "time")
+WHO = ("user_id", "session_id", "search_id")
+OPTIONAL_COLUMNS = ("position", "event_id", "agent")
+# Beyond this a number was surely read in the wrong unit: the year 2200.
+_TOO_LATE = 7_258_118_400 * 1_000_000
+_QUARTER = 900 * 1_000_000
+_ROWS = 50_000
 
 Meaning = Literal["view", "click", "cart", "contact", "order", "pay", "negative", "ignore"]
 
+NOTES = MappingProxyType(
+    {
+        "rows": "rows read, one for each item of an event",
+        "rows_without_item": "rows name no item (searches without results, for example) and were left out",
+        "events_without_item": "events or items of them had no item id and were left out",
+        "other_actions": "records of actions that say nothing about an item of a search were left out",
+        "ignore_actions": "records were left out because levels says to ignore their action",
+        "rows_without_time": "rows have no time",
+        "negative_positions": "positions below the first one were set to unknown",
+        "no_first_position": "no position is 0: if yours count from 1, set position_base to 1",
+        "events_without_query_id": "UBI events have no query_id (direct landing, recommendations)",
+        "events_of_unknown_queries": "UBI events have a query_id that no query record has, and no query of their own",
+        "queries_without_id": "UBI queries have no query_id, so nothing leads to them",
+        "old_name_of_hit_ids": "UBI queries use the old name query_response_objects_ids",
+        "hits_repeated_or_empty": "ids in query_response_hit_ids were empty or occurred twice in one list",
+        "impressions_also_in_hits": "impression events repeat an id of query_response_hit_ids and were counted once",
+        "whole_number_hit_ids": "ids in query_response_hit_ids are whole numbers of an unnamed field: check that they "
+        "are item ids, and not internal numbers",
+        "positions_empty": "positions were empty objects",
+        "positions_only_xy": "positions had coordinates and no ordinal",
+        "queries_from_addresses": "events got their search term from the address of the page",
+        "queries_by_link": "rows got their query from an earlier event of their session",
+        "lists_of_200_items": "events have 200 items or more: the export cuts or splits such lists",
+        "positions_after_first_list": "positions are unknown because a later part of a list does not number its items",
+        "days_may_be_filled_again": "rows are of the newest three days, which Google Analytics may fill up later",
+        "items_named_by_sku": "products have no product_id and were named by their sku",
+    }
+)
+
 
 class LogConfig(Config):
-    """Where the log is, and what it does not say itself."""
+    """Where the log is, and what it does not say itself.
+
+    ``path`` is a file, a folder or a pattern; UBI may have ``queries`` and ``events`` instead.
+    ``columns`` maps the names of a flat file to ours, ``levels`` the source's actions to levels.
+    """
 
     path: str | None = None
     format: Literal["table", "ubi", "ga4", "segment", "snowplow"] = "table"
@@ -41,20 +114,80 @@ class LogConfig(Config):
     columns: dict[str, str] = {}
     levels: dict[str, Meaning] = {}
     time_zone: str | None = None
-    time_unit: Literal["seconds", "milliseconds", "microseconds"] = "seconds"
+    time_unit: Literal["seconds", "milliseconds", "microseconds"] | None = None
     position_base: Literal[0, 1] | None = None
     item_field: str | None = None
-    query_parameters: list[str] = ["search_term", "query", "q", "search", "keyword", "s"]
+    query_parameters: list[str] = ["search_term", "q", "s", "search", "query", "keyword"]
+    query_pattern: str = r"""(?i)search results?(?: for)?:?\s*["“”„«']?(.+?)["“”»']?\s*$"""
     search_lists: list[str] = []
     link_minutes: int = Field(30, ge=1)
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, name: str | None) -> str | None:
+        if name is not None:
+            try:
+                zoneinfo.ZoneInfo(name)
+            except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+                raise ValueError("is not a time zone; name one such as UTC or Europe/Berlin") from None
+        return name
+
+    @field_validator("query_pattern")
+    @classmethod
+    def _one_group(cls, pattern: str) -> str:
+        try:
+            groups = re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"is not a regular expression: {error}") from None
+        if groups != 1:
+            raise ValueError("needs exactly one group, around the query")
+        return pattern
+
+    def zone(self) -> dt.tzinfo | None:
+        """The zone of times that name none; Snowplow writes all its times in UTC."""
+        if self.time_zone is None:
+            return dt.UTC if self.format == "snowplow" else None
+        return zoneinfo.ZoneInfo(self.time_zone)
+
+    def unit(self) -> str:
+        """What numbers count: ``time_unit``, else what the format says."""
+        own = {"table": "seconds", "ga4": "microseconds"}
+        return self.time_unit or own.get(self.format, "milliseconds")
+
+    def sources(self) -> list[str]:
+        """The paths that are given. Raises DataError where there is none."""
+        paths = [p for p in (self.path, self.queries, self.events) if p is not None]
+        if not paths:
+            raise DataError("no log is given", fix="set path to its file, folder or pattern")
+        if self.format != "ubi" and (self.queries or self.events):
+            raise DataError(f"queries and events are for UBI, the format is {self.format!r}", fix="set path")
+        return paths
 
 
 @dataclass(frozen=True)
 class RawLog:
-    """``events`` with the columns of RAW_EVENTS, and ``notes``: what was met while reading, each with its count."""
+    """``events`` with the columns of RAW_EVENTS; ``notes``: what was met while reading, each with its count.
+
+    Notes named ``position_base:APPLICATION`` hold the base found, not a count.
+    """
 
     events: ibis.Table
     notes: dict[str, int]
+
+    def warnings(self) -> list[str]:
+        """The notes as sentences."""
+        return [sentence(name, count) for name, count in self.notes.items()]
+
+
+def sentence(name: str, count: int) -> str:
+    """A note for people to read.
+
+    >>> sentence("position_base:web", 1)
+    "positions of application 'web' count from 1"
+    """
+    if name.startswith("position_base:"):
+        return f"positions of application {name.partition(':')[2]!r} count from {count}"
+    return f"{count:,} {NOTES[name]}"
 
 
 def read_log(connection: ibis.BaseBackend, config: LogConfig, items: ibis.Table | None, work: Path) -> RawLog:
@@ -63,3 +196,490 @@ def read_log(connection: ibis.BaseBackend, config: LogConfig, items: ibis.Table 
     ``items`` has ``item_id`` (any type) and is used to tell item ids from internal numbers.
     Raises DataError that names file and row for what cannot be read.
     """
+    work = Path(work) / "log"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    notes: Counter[str] = Counter()
+    if config.format == "table":
+        table = _own_table(connection, config, work, notes)
+        table = with_normalized_queries(connection, table, work)
+    else:
+        table = _foreign_log(connection, config, items, work, notes)
+    day = (table.time / DAY).floor().cast("int32")
+    table = table.mutate(day=day, level=table.level.cast("int8"), position=table.position.cast("int32"))
+    without = int(table.filter(table.item_id.isnull()).count().to_pyarrow().as_py())
+    if without:
+        notes["rows_without_item"] += without
+        table = table.filter(table.item_id.notnull())
+    notes["rows"] = int(table.count().to_pyarrow().as_py())
+    return RawLog(table.select(*RAW_EVENTS), {name: notes[name] for name in sorted(notes) if _told(name, notes[name])})
+
+
+def _told(name: str, count: int) -> bool:
+    return count > 0 or name == "rows" or name.startswith("position_base:")
+
+
+def stage(connection: ibis.BaseBackend, table: ibis.Table, path: Path) -> ibis.Table:
+    """The table, computed once and kept in a Parquet file (a folder on Spark), in no order."""
+    if connection.name == "duckdb":
+        connection.to_parquet(table, path, compression="zstd")
+    else:
+        frame = connection._session.sql(connection.compile(table))
+        frame.write.mode("overwrite").option("compression", "zstd").parquet(str(path))
+    return read_parquet(connection, path)
+
+
+def with_normalized_queries(connection: ibis.BaseBackend, table: ibis.Table, work: Path) -> ibis.Table:
+    """The table with ``query`` as `pertinent.text.normalize` gives it, "" for none.
+
+    The distinct texts go through Python in parts and are joined back, so the one normalizer serves
+    every engine and memory holds a part at a time.
+    """
+    pa, pq = need("pyarrow", "logs"), need("pyarrow.parquet", "logs")
+    stage(connection, table.filter(table.query.notnull()).select("query").distinct(), work / "queries.parquet")
+    schema = pa.schema([("raw", pa.string()), ("normalized", pa.string())])
+    with pq.ParquetWriter(work / "normalized.parquet", schema) as writer:
+        source = work / "queries.parquet"
+        for path in sorted(source.glob("*.parquet")) if source.is_dir() else [source]:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(_ROWS, columns=["query"]):
+                    raw = batch.column(0).to_pylist()
+                    writer.write_table(pa.table([raw, [normalize(text) for text in raw]], schema=schema))
+    known = read_parquet(connection, work / "normalized.parquet")
+    joined = table.left_join(known, table.query == known.raw)
+    return joined.select(
+        *[joined.normalized.fill_null("").name(c) if c == "query" else joined[c] for c in table.columns]
+    )
+
+
+# Logs of other systems: streamed through Python once, then linked by expressions.
+
+
+def _foreign_log(
+    connection: ibis.BaseBackend, config: LogConfig, items: ibis.Table | None, work: Path, notes: Counter[str]
+) -> ibis.Table:
+    reading = Reading(
+        MappingProxyType({**MEANINGS[config.format], **{word(k): v for k, v in config.levels.items()}}),
+        config.zone(),
+        config.unit(),
+        tuple(config.query_parameters),
+        config.item_field,
+        re.compile(config.query_pattern) if config.format == "snowplow" else None,
+        notes,
+    )
+    write_rows(_flat_rows(config, reading), flat_schema(), work / "flat.parquet")
+    flat = one_id_a_user(read_parquet(connection, work / "flat.parquet"))
+    flat = stage(connection, with_normalized_queries(connection, flat, work), work / "users.parquet")
+    if config.format == "ubi":
+        _refuse_internal_ids(flat, items, config, notes)
+        linked = linked_by_query_id(flat, notes)
+    else:
+        # Sessions are needed to link by; those that the log does not have are made again after the checks.
+        flat = flat.mutate(given_session=flat.session_id)
+        flat = stage(connection, sessions(flat, config.link_minutes), work / "sessions.parquet")
+        linked = linked_by_session(flat, config.link_minutes, config.search_lists, notes)
+        linked = linked.mutate(session_id=linked.given_session)
+    linked = stage(connection, linked, work / "linked.parquet")
+    if config.format == "ga4":
+        newest = linked.time.max()
+        recent = linked.filter(linked.time > newest - 3 * DAY).count()
+        notes["days_may_be_filled_again"] = int(recent.to_pyarrow().as_py())
+    linked = linked.filter(linked.level != SEARCH)
+    return with_positions(linked, config.position_base, notes)
+
+
+def _flat_rows(config: LogConfig, reading: Reading) -> Iterator[tuple[Any, ...]]:
+    records = RECORDS[config.format]
+    names = [f.name for f in fields(Flat)]
+    for path in [p for source in config.sources() for p in files_of(source)]:
+        for line, record in read_records(path):
+            renamed = {config.columns.get(name, name): value for name, value in record.items()}
+            try:
+                for flat in records(renamed, reading):
+                    yield (*[getattr(flat, name) for name in names], str(path), line)
+            except DataError as error:
+                raise DataError(_problem(error), path=path, line=line, column=error.column, value=error.value) from None
+
+
+def _problem(error: DataError) -> str:
+    """The problem and the fix of an error, without its place."""
+    return str(error).rpartition(": ")[2] if error.column is not None else str(error)
+
+
+def flat_schema() -> pa.Schema:
+    """The Parquet columns of `Flat`, with file and row."""
+    pa = need("pyarrow", "logs")
+    columns = [(f.name, getattr(pa, FLAT[str(f.type)])()) for f in fields(Flat)]
+    return pa.schema([*columns, ("file", pa.string()), ("row", pa.int64())])
+
+
+def write_rows(rows: Iterator[tuple[Any, ...]], schema: pa.Schema, path: Path) -> None:
+    """Write tuples to a Parquet file, a part at a time."""
+    pa, pq = need("pyarrow", "logs"), need("pyarrow.parquet", "logs")
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        part: list[tuple[Any, ...]] = []
+
+        def write() -> None:
+            columns = list(zip(*part, strict=True)) or [()] * len(schema)
+            arrays = [pa.array(column, f.type) for column, f in zip(columns, schema, strict=True)]
+            writer.write_table(pa.table(arrays, schema=schema))
+            part.clear()
+
+        for row in rows:
+            part.append(row)
+            if len(part) == _ROWS:
+                write()
+        write()
+
+
+def files_of(source: str) -> list[Path]:
+    """The files of a path, which is a file, a folder of files with a known suffix, or a pattern; in order of name.
+
+    Raises DataError where there is none.
+    """
+    path = Path(source)
+    if path.is_dir():
+        found = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith((".", "_"))]
+        found = [p for p in found if p.name.lower().removesuffix(".gz").endswith(SUFFIXES)]
+        if not found:
+            raise DataError("holds no file of a known format", path=path, fix=f"allowed: {' '.join(SUFFIXES)}")
+        return sorted(found)
+    if path.exists() or not glob.has_magic(source):
+        return [path]
+    found = [Path(name) for name in glob.glob(source, recursive=True)]
+    if not found:
+        raise DataError("no file matches this pattern", path=source)
+    return sorted(found)
+
+
+def _refuse_internal_ids(flat: ibis.Table, items: ibis.Table | None, config: LogConfig, notes: Counter[str]) -> None:
+    """Raise DataError where the ids that the engine returned are its internal document numbers."""
+    hits = flat.filter(flat.hit & flat.internal)
+    numbers = hits.filter((hits.item_id.length() <= 10) & hits.item_id.try_cast("int64").notnull())
+    count = int(numbers.count().to_pyarrow().as_py())
+    if not count:
+        return
+    notes["whole_number_hit_ids"] = count
+    clicked = flat.filter(~flat.hit & (flat.level != SEARCH) & flat.search_id.notnull())
+    tested = clicked.semi_join(numbers.select("search_id").distinct(), "search_id")
+    found = tested.semi_join(numbers.select("search_id", "item_id"), ["search_id", "item_id"])
+    pairs, same = (int(t.count().to_pyarrow().as_py()) for t in (tested, found))
+    if items is not None:
+        catalog = items.select(item_id=items.item_id.cast("string")).distinct()
+        if int(numbers.semi_join(catalog, "item_id").count().to_pyarrow().as_py()) and (same or not pairs):
+            return
+        reason = "match no item of the catalog" if same or not pairs else "are never those of the items clicked on"
+    elif pairs and not same:
+        reason = "are never those of the items clicked on"
+    else:
+        return
+    first = numbers.order_by("file", "row", "item_id").limit(1).to_pyarrow().to_pylist()[0]
+    raise DataError(
+        f"ids in query_response_hit_ids are short whole numbers that {reason}: without object_id_field the search "
+        "engine logs its internal document numbers, which mean nothing later",
+        path=first["file"],
+        line=first["row"],
+        value=first["item_id"],
+        fix="set object_id_field in the search requests and export the log again",
+    )
+
+
+def with_positions(table: ibis.Table, base: int | None, notes: Counter[str]) -> ibis.Table:
+    """The table with ``position`` from 0, from the ordinals of each application and the places in lists.
+
+    An application counts from 1 where its ordinals are one above the places in the engine's own
+    list, or, without such a list, where hardly any ordinal is 0. Raises nothing; the bases found are
+    in ``notes``.
+    """
+    known = table.filter(table.ordinal.notnull())
+    bases = {name: base if base is not None else found for name, found in _bases(table, known).items()}
+    for name, found in bases.items():
+        notes[f"position_base:{name}"] = found
+    ones = [name for name, found in bases.items() if found == 1]
+    shift = table.application.isin(ones).ifelse(1, 0) if ones else ibis.literal(0)
+    position = ibis.coalesce(table.ordinal - shift, table.place)
+    below = position < 0
+    notes["negative_positions"] = int(table.filter(below).count().to_pyarrow().as_py())
+    return table.mutate(position=below.fill_null(False).ifelse(ibis.null("int64"), position))
+
+
+def _bases(table: ibis.Table, known: ibis.Table) -> dict[str, int]:
+    """The base of each application's ordinals."""
+    ranks = table.filter(table.hit).select("search_id", "item_id", rank="place")
+    pairs = known.inner_join(ranks, ["search_id", "item_id"])
+    step = pairs.ordinal - pairs.rank
+    agreed = pairs.group_by("application").agg(zero=(step == 0).sum(), one=(step == 1).sum())
+    sure = {row["application"]: row for row in agreed.to_pyarrow().to_pylist()}
+    seen = known.group_by("application").agg(zero=(known.ordinal == 0).sum(), one=(known.ordinal == 1).sum())
+    bases = {}
+    for row in sorted(seen.to_pyarrow().to_pylist(), key=lambda row: str(row["application"])):
+        other = sure.get(row["application"])
+        if other and other["zero"] + other["one"]:
+            bases[row["application"]] = int(other["one"] > other["zero"])
+        else:  # a stray 0 in a log that counts from 1 is no first place
+            bases[row["application"]] = int(not row["zero"] or row["zero"] * 10 < row["one"])
+    return bases
+
+
+# A table of your own: Parquet is read by the engine itself, text goes through Python once.
+
+
+def _own_table(connection: ibis.BaseBackend, config: LogConfig, work: Path, notes: Counter[str]) -> ibis.Table:
+    (source,) = config.sources()
+    scanned = _scan(connection, source, config)
+    if scanned is None:
+        table = read_parquet(connection, _text_rows(config, work, notes))
+        naive = False
+    else:
+        table, naive = scanned
+    _require(table, config, source)
+    known = {
+        name: _text(table[name], name, source)
+        for name in (*WHO, "item_id", "query", "event_id", "agent")
+        if name in table.columns
+    }
+    absent = {name: ibis.null("string") for name in (*WHO, "event_id", "agent") if name not in table.columns}
+    time = table.time if scanned is None else _micros(connection, table, config, source)
+    level = _levels(table, config, source)
+    table = table.mutate(**known, **absent, time=time, level=level, position=_position(table, config, source))
+    if naive and config.time_zone not in (None, "UTC"):
+        table = _in_utc(connection, table, config, work)
+    missing, below, first, positions = (
+        int(value or 0)
+        for value in table.agg(
+            missing=table.time.isnull().sum(),
+            below=(table.position < 0).sum(),
+            first=(table.position == 0).sum(),
+            known=table.position.count(),
+        )
+        .to_pyarrow()
+        .to_pylist()[0]
+        .values()
+    )
+    notes["rows_without_time"], notes["negative_positions"] = missing, below
+    notes["no_first_position"] = positions if config.position_base is None and positions and not first else 0
+    position = (table.position < 0).fill_null(False).ifelse(ibis.null("int32"), table.position)
+    return table.mutate(time=table.time.fill_null(0), position=position)
+
+
+def _scan(connection: ibis.BaseBackend, source: str, config: LogConfig) -> tuple[ibis.Table, bool] | None:
+    """The engine's own view of a Parquet log and whether its times lack a zone; None where it is text."""
+    local = Path(source).exists() or glob.has_magic(source) or connection.name == "duckdb"
+    if local and any(not p.name.lower().endswith(".parquet") for p in files_of(source)):
+        return None
+    back = {ours: yours for yours, ours in config.columns.items()}
+    try:
+        if connection.name == "duckdb":
+            table = connection.read_parquet(
+                [str(p) for p in files_of(source)], filename=True, file_row_number=True, union_by_name=True
+            )
+            kind = table.schema().get(back.get("time", "time"))
+            naive = kind is not None and kind.is_timestamp() and kind.timezone is None
+        else:
+            frame = connection._session.read.parquet(source)
+            kinds = dict(frame.dtypes)
+            naive = kinds.get(back.get("time", "time")) == "timestamp_ntz"
+            frame = frame.selectExpr("*", "_metadata.file_path AS filename", "_metadata.row_index AS file_row_number")
+            name = ibis.util.gen_name("log")
+            frame.createOrReplaceTempView(name)
+            table = connection.table(name)
+    except DataError:
+        raise
+    except Exception as error:
+        first = str(error).partition("\n")[0]
+        raise DataError(f"cannot be read as Parquet: {first}", path=source, fix="write the file again") from None
+    for yours in config.columns:
+        if yours not in table.columns:
+            raise _no_column(yours, table.columns, source)
+    renamed = {ours: yours for yours, ours in config.columns.items() if ours != yours}
+    table = table.drop(*[ours for ours in renamed if ours in table.columns]).rename(renamed) if renamed else table
+    table = table.mutate(file=table.filename.replace("file:", ""), row=table.file_row_number.cast("int64") + 1)
+    if "time" in table.columns and table.time.type().is_string():
+        return None
+    if naive and config.time_zone is None:
+        raise DataError(
+            "times have no time zone",
+            path=source,
+            column="time",
+            fix="set time_zone to the zone that the log is written in, such as UTC or Europe/Berlin",
+        )
+    return table, naive
+
+
+def _require(table: ibis.Table, config: LogConfig, source: str) -> None:
+    there = [name for name in table.columns if name not in ("file", "row", "filename", "file_row_number")]
+    for name in TABLE_COLUMNS:
+        if name not in there:
+            raise _no_column(name, there, source)
+    if not set(WHO) & set(there):
+        raise _no_column("user_id", there, source)
+
+
+def _no_column(name: str, there: Any, source: str) -> DataError:
+    near = nearest(name, there)
+    fix = f"map the log's names to ours: columns: {{{near or 'yours'}: {name}}}"
+    return DataError(f"has no column {name!r}; it has {', '.join(list(there)[:20])}", path=source, fix=fix)
+
+
+def _text(column: ibis.Column, name: str, source: str) -> ibis.Column:
+    kind = column.type()
+    if kind.is_string():
+        return column.strip().nullif("")
+    if kind.is_integer():
+        return column.cast("string")
+    if kind.is_floating():  # whole numbers with a gap among them arrive as floats: 12.0 is the id 12
+        return (column == column.floor()).ifelse(column.cast("int64").cast("string"), column.cast("string"))
+    if kind.is_null():
+        return column.cast("string")
+    raise DataError(f"column {name!r} holds {kind}, not text", path=source, column=name, fix="store text")
+
+
+def _micros(connection: ibis.BaseBackend, table: ibis.Table, config: LogConfig, source: str) -> ibis.Column:
+    time = table.time
+    kind = time.type()
+    if kind.is_timestamp():
+        return _since_1970(connection)(time if connection.name == "duckdb" else time.cast("timestamp('UTC')"))
+    if not kind.is_numeric():
+        fix = "store a timestamp with a zone, or a number since 1970 with time_unit set"
+        raise DataError(f"column 'time' holds {kind}, not times", path=source, column="time", fix=fix)
+    unit = UNITS[config.unit()]
+    highest = table.agg(top=time.max()).to_pyarrow().to_pylist()[0]["top"]
+    if highest is not None and highest * unit > _TOO_LATE:
+        first = table.filter(time == highest).order_by("file", "row").limit(1).to_pyarrow().to_pylist()[0]
+        raise DataError(
+            f"is after the year 2200 when read as {config.unit()}",
+            path=first["file"],
+            line=first["row"],
+            column="time",
+            value=highest,
+            fix="set time_unit to milliseconds or microseconds",
+        )
+    return time.cast("int64") * unit if kind.is_integer() else (time * unit).round().cast("int64")
+
+
+def _since_1970(connection: ibis.BaseBackend) -> Callable[[ibis.Column], ibis.Column]:
+    """The engine's own function from timestamps to microseconds; Ibis has none that is exact on both."""
+    name = "epoch_us" if connection.name == "duckdb" else "unix_micros"
+    kinds = ((ibis.dtype("timestamp"),), ibis.dtype("int64"))
+
+    @ibis.udf.scalar.builtin(name=name, signature=kinds)
+    def since_1970(time):  # type: ignore[no-untyped-def]
+        ...
+
+    return since_1970
+
+
+def _in_utc(connection: ibis.BaseBackend, table: ibis.Table, config: LogConfig, work: Path) -> ibis.Table:
+    """Times of the configured zone as times in UTC: Python's zone rules for each quarter of an hour that occurs."""
+    pa, pq = need("pyarrow", "logs"), need("pyarrow.parquet", "logs")
+    quarter = (table.time / _QUARTER).floor().cast("int64")
+    table = table.mutate(quarter=quarter)
+    quarters = sorted(
+        q for q in table.select("quarter").distinct().to_pyarrow()["quarter"].to_pylist() if q is not None
+    )
+    zone, epoch = config.zone(), dt.datetime(1970, 1, 1)
+    utc = [micros(epoch + dt.timedelta(microseconds=q * _QUARTER), zone, "seconds") - q * _QUARTER for q in quarters]
+    shifts = pa.table({"quarter": pa.array(quarters, pa.int64()), "shift": pa.array(utc, pa.int64())})
+    pq.write_table(shifts, work / "zone.parquet")
+    joined = table.left_join(read_parquet(connection, work / "zone.parquet"), "quarter")
+    return joined.select(
+        *[(joined.time + joined["shift"]).name("time") if c == "time" else joined[c] for c in table.columns]
+    )
+
+
+def _levels(table: ibis.Table, config: LogConfig, source: str) -> ibis.Column:
+    """Numbers of LEVELS, or NEGATIVE, for the words of a log. Raises DataError with the row of an unknown one."""
+    column = table.level
+    meanings = {
+        **{name: name for name in LEVELS},
+        "negative": "negative",
+        **{word(k): v for k, v in config.levels.items()},
+    }
+    numbers = {**LEVEL_NUMBERS, "negative": NEGATIVE}
+    if column.type().is_integer() and not config.levels:
+        meanings = {str(number): name for name, number in LEVEL_NUMBERS.items()}
+    text = column.cast("string")
+    found = table.select(level=text).distinct().limit(1000).to_pyarrow()["level"].to_pylist()
+    cases = []
+    for value in sorted(value for value in found if value is not None):
+        meaning = meanings.get(word(value))
+        if meaning is None:
+            raise _unknown_level(table, text == value, value, meanings)
+        cases.append(
+            (text == value, ibis.null("int64") if meaning == "ignore" else ibis.literal(numbers[meaning], "int64"))
+        )
+    if None in found:
+        raise _unknown_level(table, column.isnull(), None, meanings)
+    return ibis.cases(*cases, else_=ibis.null("int64")) if cases else ibis.null("int64")
+
+
+def _unknown_level(table: ibis.Table, where: Any, value: str | None, meanings: Mapping[str, str]) -> DataError:
+    first = table.filter(where).order_by("file", "row").limit(1).to_pyarrow().to_pylist()[0]
+    return DataError(
+        "is empty" if value is None else "is not a level",
+        path=first["file"],
+        line=first["row"],
+        column="level",
+        value=value,
+        fix=f"allowed: {', '.join(sorted(meanings))}; map others: levels: {{{value or 'yours'}: click}}",
+    )
+
+
+def _position(table: ibis.Table, config: LogConfig, source: str) -> ibis.Column:
+    if "position" not in table.columns:
+        return ibis.null("int32")
+    kind = table.position.type()
+    if not kind.is_numeric() and not kind.is_null():
+        raise DataError(f"column 'position' holds {kind}, not whole numbers", path=source, column="position")
+    position = table.position.cast("int64") - (config.position_base or 0)
+    return position.cast("int32")
+
+
+def _text_rows(config: LogConfig, work: Path, notes: Counter[str]) -> Path:
+    """A Parquet file of a log in CSV or JSON lines, or with times in text: each cell checked, times in microseconds."""
+    pa = need("pyarrow", "logs")
+    (source,) = config.sources()
+    paths = files_of(source)
+    names = list(dict.fromkeys(config.columns.get(n, n) for path in paths for n in _names(path)))
+    texts = [n for n in (*WHO, "query", "item_id", "level", "event_id", "agent") if n in names]
+    schema = pa.schema(
+        [
+            *[(name, pa.string()) for name in texts],
+            *([("position", pa.int64())] if "position" in names else []),
+            *([("time", pa.int64())] if "time" in names else []),
+            ("file", pa.string()),
+            ("row", pa.int64()),
+        ]
+    )
+    write_rows(_text_cells(config, paths, texts, names), schema, work / "table.parquet")
+    return work / "table.parquet"
+
+
+def _names(path: Path) -> list[str]:
+    """The columns of a file: of JSON, those of its records."""
+    if path.name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson", ".json")):
+        return list(dict.fromkeys(name for _, record in read_records(path) for name in record))
+    return list(next(read_records(path), (0, {}))[1])
+
+
+def _text_cells(config: LogConfig, paths: list[Path], texts: list[str], names: list[str]) -> Iterator[tuple[Any, ...]]:
+    zone, unit = config.zone(), config.unit()
+    back = {ours: yours for yours, ours in config.columns.items()}
+    for path in paths:
+        for line, record in read_records(path):
+            cells = [text_of(record.get(back.get(name, name))) for name in texts]
+            if "position" in names:
+                value = record.get(back.get("position", "position"))
+                position = whole(value)
+                if position is None and text_of(value) is not None:
+                    problem = "is not a whole number"
+                    raise DataError(problem, path=path, line=line, column="position", value=value)
+                cells.append(position)  # type: ignore[arg-type]
+            if "time" in names:
+                value = record.get(back.get("time", "time"))
+                try:
+                    time = None if text_of(value) is None else micros(value, zone, unit)
+                except DataError as error:
+                    raise DataError(_problem(error), path=path, line=line, column="time", value=value) from None
+                cells.append(time)  # type: ignore[arg-type]
+            yield (*cells, str(path), line)
