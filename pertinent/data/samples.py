@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pertinent.data.files import query_parquet
 from pertinent.data.readers import read_items, read_judgments
+from pertinent.data.tables import Table
 from pertinent.errors import DataError
 from pertinent.records import Item, Judgment
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "data"
 JUDGED = ("esci", "icecat")
-SAMPLES = (*JUDGED, "fashion", "oa_mine", "pricerunner", "queryner", "wands")
+SEQUENCES = ("online_retail",)
+SAMPLES = (*JUDGED, "fashion", "oa_mine", *SEQUENCES, "pricerunner", "queryner", "wands")
+# Lines of one basket have one time; their order in the file stands in for the unknown one.
+_PURCHASES = """
+    SELECT CAST(user_id AS VARCHAR) AS user_id,
+           row_number() OVER (PARTITION BY user_id ORDER BY timestamp, file_row_number) - 1 AS place,
+           CAST(epoch(timestamp) AS BIGINT) AS time, '' AS query, item_id, 'pay' AS level
+    FROM read_parquet($sequences, file_row_number = true)
+    WHERE event = 'purchase'
+    ORDER BY ALL
+"""
 
 
 def sample_path(name: str) -> Path:
@@ -42,3 +54,22 @@ def read_sample(name: str) -> tuple[list[Item], list[Judgment]]:
         raise DataError(f"the sample {name!r} has no judgments", fix=f"with judgments: {', '.join(JUDGED)}")
     items = read_items(folder / "items.parquet")
     return items, read_judgments(folder / "judgments.parquet", items)
+
+
+def read_sequences(name: str = "online_retail", longest: int | None = None) -> Table:
+    """What each customer of a real shop bought, in order of time: one row for an item, as mining writes them.
+
+    Columns: ``user_id``, ``place`` (from 0), ``time`` (seconds since 1970, read as UTC), ``query`` (empty: there was no
+    search), ``item_id`` and ``level`` (``pay``). Returns of goods are left out. ``longest`` keeps the last
+    so many of each customer, with their places.
+    """
+    folder = sample_path(name)
+    if name not in SEQUENCES:
+        raise DataError(f"the sample {name!r} has no sequences", fix=f"with sequences: {', '.join(SEQUENCES)}")
+    path = folder / "sequences.parquet"
+    names, rows = query_parquet({"sequences": path}, _PURCHASES)
+    if longest is not None:
+        size = {row[0]: row[1] for row in rows}  # the last place of each customer
+        rows = [row for row in rows if row[1] > size[row[0]] - longest]
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    return Table(dict(zip(names, columns, strict=True)), str(path), list(range(1, len(rows) + 1)))

@@ -5,7 +5,7 @@ import pytest
 
 from pertinent.data import samples
 from pertinent.data.grades import SCALES
-from pertinent.data.samples import SAMPLES, read_sample, sample_path
+from pertinent.data.samples import SAMPLES, read_sample, read_sequences, sample_path
 from pertinent.data.splits import refuse_leaks
 from pertinent.errors import DataError
 
@@ -73,11 +73,35 @@ def test_every_sample_names_its_license_and_reads(name):
         assert duckdb.execute("SELECT count(*) FROM read_parquet(?)", [str(file)]).fetchall()[0][0] > 0
 
 
+def test_sequences_of_real_customers_are_in_order_of_time_and_whole():
+    sequences = read_sequences("online_retail")
+    users, places, times = (sequences.column(name) for name in ("user_id", "place", "time"))
+    assert len(sequences) == 776627
+    assert len(set(users)) == 5853
+    rows = [[values[row] for values in sequences.columns.values()] for row in (0, 9, -1)]
+    assert rows[0] == ["12346", 0, 1267535280, "", "20682", "pay"]  # 2010-03-02 13:08
+    assert rows[1] == ["12346", 9, 1277733180, "", "22691", "pay"]
+    assert rows[2] == ["18287", 153, 1319794140, "", "21014", "pay"]
+    for row in range(1, len(sequences)):
+        same = users[row] == users[row - 1]
+        assert places[row] == (places[row - 1] + 1 if same else 0)
+        assert not same or times[row] >= times[row - 1]
+
+
+def test_the_longest_sequences_lose_their_oldest_part():
+    whole, short = read_sequences(), read_sequences(longest=1)
+    last = dict(zip(whole.column("user_id"), whole.column("place"), strict=True))
+    assert dict(zip(short.column("user_id"), short.column("place"), strict=True)) == last
+    assert len(short) == len(last)
+
+
 def test_a_sample_that_is_not_there_says_what_is(monkeypatch, tmp_path):
     with pytest.raises(DataError, match="no sample 'amazon'; allowed: esci, icecat"):
         sample_path("amazon")
     with pytest.raises(DataError, match="'wands' has no judgments; with judgments: esci, icecat"):
         read_sample("wands")
+    with pytest.raises(DataError, match="'esci' has no sequences; with sequences: online_retail"):
+        read_sequences("esci")
     monkeypatch.setattr(samples, "FOLDER", tmp_path)
     with pytest.raises(DataError, match="not with the installed package; run this in a clone"):
         sample_path("esci")
