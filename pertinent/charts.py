@@ -15,6 +15,7 @@ WIDTH, HEIGHT = 360, 270
 LEFT, RIGHT, TOP, BOTTOM = 46, 350, 12, 226
 COLORS = 6
 NAME_WIDTH, NAME_HEIGHT = 130, 13
+BAR_NAMES, BAR_VALUES = 60, 90
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
 Point = tuple[float, float]
@@ -109,6 +110,29 @@ def ridges(title: str, text: str, x: Axis, rows: Sequence[tuple[str, Sequence[fl
                 )
         body.append(f'<line class="axis" x1="{LEFT}" x2="{RIGHT}" y1="{base:.1f}" y2="{base:.1f}"/>')
         body.append(f'<text class="name" x="{LEFT + 3}" y="{base - step + 13:.1f}">{escape(name)}</text>')
+    return _figure(title, text, "".join(body), [])
+
+
+def bars(title: str, text: str, rows: Sequence[tuple[str, float, str]]) -> str:
+    """A figure with one bar a row, as long as its value: ``rows`` are names, values from 0, and what to print.
+
+    >>> bars("Levels", "", [("click", 3, "3"), ("pay", 0, "0")]).count("<rect")
+    1
+    """
+    body = []
+    step = (BOTTOM - TOP) / max(1, len(rows))
+    most = max((value for _, value, _ in rows), default=0)
+    for row, (name, value, printed) in enumerate(rows):
+        top = TOP + step * row
+        length = value / most * (RIGHT - BAR_NAMES - BAR_VALUES) if most > 0 else 0
+        if length > 0:
+            body.append(
+                f'<rect class="bar {color(0)}" x="{BAR_NAMES}" y="{top + step * 0.15:.1f}" '
+                f'width="{max(length, 1):.1f}" height="{step * 0.7:.1f}"/>'
+            )
+        middle = f"{top + step * 0.5 + 4:.1f}"
+        body.append(f'<text class="name" x="{BAR_NAMES - 6}" y="{middle}" text-anchor="end">{escape(name)}</text>')
+        body.append(f'<text x="{BAR_NAMES + length + 6:.1f}" y="{middle}">{escape(printed)}</text>')
     return _figure(title, text, "".join(body), [])
 
 

@@ -231,6 +231,30 @@ COMMANDS: dict[str, Command] = {
         ),
         ("pertinent bench --candidates 100,1000,3000", "pertinent bench runs/model --backends onnx,onnx-int8 --json"),
     ),
+    "mine": Command(
+        "mine a search log: neighbors, clicked pairs, position curve, sequences, hot pairs",
+        "pertinent.mining.run:MineConfig",
+        "pertinent.mining.run:mine",
+        "pertinent.commands:show_mined",
+        (
+            Flag(
+                "--log", "log.path", "the log: a file, a folder or a pattern such as 'logs/*.parquet'", metavar="FILE"
+            ),
+            Flag("--format", "log.format", "table (the default), ubi, ga4, segment or snowplow", metavar="NAME"),
+            Flag("--columns", "log.columns", "which of the log's columns is which of ours", renames, "YOURS=OURS,..."),
+            ITEMS,
+            Flag("--judged", "judged", "judgments whose queries are left out of the candidates", names, "FILE,..."),
+            Flag("--lexicon", "lexicon", "a folder made by pertinent lexicon, to tell clear queries", metavar="FOLDER"),
+            Flag("--engine", "engine.type", "duckdb (the default) or spark", metavar="NAME"),
+            Flag("--update", "update", "add the days of this log to what was mined before", switch=True),
+            OUT,
+        ),
+        (
+            "pertinent mine --log log.parquet --items items.parquet --out runs/mined",
+            "pertinent mine --log today.parquet --items items.parquet --out runs/mined --update",
+            "pertinent mine --log ubi/ --format ubi --items items.csv --out runs/mined --engine spark",
+        ),
+    ),
     "data synthesize": Command(
         "make a shop with real texts and simulated shoppers, and the truth to check methods against",
         "pertinent.data.synthetic:SynthesizeConfig",
@@ -372,20 +396,30 @@ def _settings(name: str, command: Command, arguments: argparse.Namespace) -> Any
     for flag in command.flags:
         given = getattr(arguments, flag.dest, None)
         if given is not None:
-            values[flag.setting] = given
+            _put(values, flag.setting, given)
     if "progress" in config.model_fields:
         values.setdefault("progress", not arguments.json)
     values = override(values, arguments.set)
+    # The first flag of a part is asked for where the whole part is missing.
+    first = {flag.setting.partition(".")[0]: flag for flag in reversed(command.flags)}
     missing = [
         f"{flag.name} is required: {flag.help}; see: pertinent {name} --help"
-        for flag in command.flags
-        if flag.setting not in values
-        and flag.setting in config.model_fields
-        and config.model_fields[flag.setting].is_required()
+        for setting, flag in reversed(first.items())
+        if setting not in values and setting in config.model_fields and config.model_fields[setting].is_required()
     ]
     if missing and not arguments.config:
         raise ConfigError("\n".join(missing))
     return config.build(values, source=arguments.config or f"pertinent {name}")
+
+
+def _put(values: dict[str, Any], setting: str, value: Any) -> None:
+    """Fill a setting, also one of a part (``log.path``)."""
+    *parts, last = setting.split(".")
+    for part in parts:
+        if not isinstance(values.get(part), dict):
+            values[part] = {}
+        values = values[part]
+    values[last] = value
 
 
 def _add(parser: argparse.ArgumentParser, flag: Flag) -> None:

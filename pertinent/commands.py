@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pertinent.engine.scorer import Scorer
     from pertinent.evaluation.evaluate import EvaluateConfig
     from pertinent.evaluation.result import Evaluation
+    from pertinent.mining.run import MineConfig
 
 # Scorers that are fitted on the titles they score, by the name they have on the command line.
 BASELINES = {"bm25": "pertinent.models.lexical:BM25", "tfidf": "pertinent.models.lexical:TFIDF"}
@@ -214,6 +215,16 @@ def show_artifact(result: Artifact | PlainFolder, config: Config) -> None:
     metrics = {name: value for name, value in result.metrics.items() if isinstance(value, (int, float, str))}
     if metrics:
         print_table(["metric", "value"], [[name, _number(value)] for name, value in metrics.items()])
+
+
+def show_mined(result: Artifact, config: MineConfig) -> None:
+    """Print what was mined, and what the checks found."""
+    show_artifact(result, config)
+    found = [check for check in result.json("checks.json")["checks"] if check["rows"]]
+    if found:
+        print_lines([""])
+        print_table(["check", "rows", "action"], [[c["check"], str(c["rows"]), str(c["action"])] for c in found])
+    print_lines([f"report: {result.file('report.html')}"])
 
 
 def show_bench(result: Bench, config: BenchConfig) -> None:

@@ -73,13 +73,13 @@ def daily_searches(pages: Table) -> Table:
     return _shaped(counts, DAILY_SEARCHES)
 
 
-def daily_actions(events: Table) -> Table:
-    """What users did (a click or deeper), in the columns of `schema.EVENTS`; ids of pages and sessions are emptied.
+def daily_actions(events: Table, min_level: str) -> Table:
+    """What users did, of ``min_level`` or deeper, in the columns of `schema.EVENTS`, without page and session ids.
 
     Those ids may depend on which days were read together, and nothing that reads this table needs them.
     """
     require(events, EVENTS, "daily_actions")
-    done = events.filter(events.level >= CLICK)
+    done = events.filter(events.level >= LEVEL_NUMBERS[min_level])
     return _shaped(done.mutate(search_id=ibis.literal(""), session_id=ibis.literal("")), EVENTS)
 
 

@@ -70,11 +70,12 @@ def read_parquet(connection: ibis.BaseBackend, path: str | Path) -> ibis.Table:
 def write_parquet(connection: ibis.BaseBackend, table: ibis.Table, path: str | Path, order: list[str]) -> None:
     """Write a table in the order of the given columns, nulls last: the same rows give the same file.
 
+    Without columns the order is left to the engine, which is quicker.
     DuckDB writes one file; Spark writes a folder of part files, in order, under the same name.
     """
     path = Path(path)
-    keys = [table[name].asc(nulls_first=False) for name in order]
-    table = table.order_by(keys)
+    if order:
+        table = table.order_by([table[name].asc(nulls_first=False) for name in order])
     if connection.name == "duckdb":
         connection.to_parquet(_as_declared(table), path, compression="zstd")
         return

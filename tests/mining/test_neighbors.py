@@ -104,7 +104,7 @@ def test_counts_of_a_day_are_those_worked_out_by_hand(engine):
     ]
     assert found(daily_searches(pages)) == [(10, "kabel", 2, 1), (11, "kabel", 1, 1), (11, "無線", 1, 0)]
     assert found(day_volumes(events)) == [(10, 6, 2, 1, 4, 1, 0, 0, 0, 1), (11, 3, 2, 2, 1, 0, 1, 0, 1, 0)]
-    assert found(daily_actions(events), "user_id", "query", "item_id", "level", "day", "search_id") == [
+    assert found(daily_actions(events, "click"), "user_id", "query", "item_id", "level", "day", "search_id") == [
         ("u", "kabel", "a", 1, 10, ""),
         ("u", "kabel", "a", 5, 10, ""),
         ("u", "kabel", "b", 2, 11, ""),
@@ -117,7 +117,7 @@ def test_an_empty_log_has_no_counts(duckdb_engine):
     pages = page_items(events)
     for step in (daily_counts, daily_positions, daily_searches):
         assert found(step(pages)) == []
-    assert found(day_volumes(events)) == found(daily_actions(events)) == []
+    assert found(day_volumes(events)) == found(daily_actions(events, "view")) == []
     assert found(neighbors(daily_counts(pages), 5, NeighborConfig(), "query")) == []
 
 
@@ -355,7 +355,7 @@ STEPS = {
     "daily": lambda events: daily_counts(page_items(events)),
     "positions": lambda events: daily_positions(page_items(events)),
     "searches": lambda events: daily_searches(page_items(events)),
-    "actions": daily_actions,
+    "actions": lambda events: daily_actions(events, "click"),
     "days": day_volumes,
 }
 

@@ -1,0 +1,482 @@
+"""Mining a search log once, for everything that learns from behavior: settings, and the steps in order.
+
+The steps are functions from table to table in the modules beside this one; here they meet files. What
+a day of the log holds is counted by day, so that a later run with ``update`` needs the new days only.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pertinent import __version__
+from pertinent.artifact import (
+    Artifact,
+    open_artifact,
+    refuse_foreign,
+    sha256,
+    write_artifact,
+    write_json,
+    write_text,
+)
+from pertinent.config import Config
+from pertinent.data.readers import read_table_parts
+from pertinent.errors import ConfigError, DataError, need
+from pertinent.lexicon.store import Lexicon
+from pertinent.lexicon.tagger import Tagger
+
+need("ibis", "logs")
+need("pyarrow", "logs")
+
+import pyarrow as pa  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
+
+from pertinent.mining.checks import CheckConfig, check_events  # noqa: E402
+from pertinent.mining.clicks import ClickConfig, deepest_levels, frequent_pairs, repeated, resampled  # noqa: E402
+from pertinent.mining.daily import (  # noqa: E402
+    daily_actions,
+    daily_counts,
+    daily_positions,
+    daily_searches,
+    day_volumes,
+    keep_days,
+    page_items,
+    update_days,
+)
+from pertinent.mining.engines import (  # noqa: E402
+    DuckDBEngine,
+    EngineConfig,
+    open_engine,
+    read_parquet,
+)
+from pertinent.mining.hotpairs import HotConfig, hot_pairs, hot_queries  # noqa: E402
+from pertinent.mining.neighbors import (  # noqa: E402
+    Coverage,
+    NeighborConfig,
+    coverage,
+    neighbors,
+    small_log_warning,
+    with_seen,
+)
+from pertinent.mining.positions import (  # noqa: E402
+    PositionConfig,
+    PositionModel,
+    coec,
+    debiased_ctr,
+    fit_position_model,
+)
+from pertinent.mining.queries import ClarityConfig, QueryConfig, clear_queries, query_volumes  # noqa: E402
+from pertinent.mining.readers import LogConfig, read_log  # noqa: E402
+from pertinent.mining.report import day_name, report_numbers, report_page  # noqa: E402
+from pertinent.mining.schema import CLICK  # noqa: E402
+from pertinent.mining.sequences import SequenceConfig, user_sequences  # noqa: E402
+from pertinent.mining.sessions import SessionConfig  # noqa: E402
+from pertinent.mining.stages import Stages, work_folder  # noqa: E402
+from pertinent.mining.unlabeled import UnlabeledConfig, unlabeled_pairs  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ibis import Table
+
+    from pertinent.lexicon.tagger import TermSpan
+
+KIND = "mined"
+# The tables of the artifact, each with the columns that its rows are ordered by.
+TABLES: dict[str, list[str]] = {
+    "days": ["day"],
+    "daily": ["day", "query", "item_id"],
+    "daily_positions": ["day", "query", "item_id", "position"],
+    "daily_searches": ["day", "query"],
+    "daily_actions": ["day", "user_id", "time", "query", "item_id", "level", "position"],
+    "clicks": ["query", "item_id"],
+    "queries": ["query"],
+    "positions": ["position"],
+    "neighbors_query": ["query", "rank"],
+    "neighbors_item": ["item_id", "rank"],
+    "hot_queries": ["rank"],
+    "hot_pairs": ["rank"],
+    "sequences": ["user_id", "place"],
+    "candidates": ["query", "item_id"],
+}
+# What does not change the content of the artifact, and is left out of its manifest.
+NOT_RECORDED = {"out", "progress", "update"}
+STEPS = 12
+_CHUNK = 100_000
+_log = logging.getLogger(__name__)
+
+
+class MineConfig(Config):
+    """Settings of ``pertinent mine``: the log, where the artifact goes, and one part for each step."""
+
+    log: LogConfig
+    out: str
+    items: str | None = None
+    item_columns: dict[str, str] = {}
+    judged: tuple[str, ...] = ()
+    lexicon: str | None = None
+    update: bool = False
+    engine: EngineConfig = DuckDBEngine()
+    checks: CheckConfig = CheckConfig()
+    sessions: SessionConfig = SessionConfig()
+    clicks: ClickConfig = ClickConfig()
+    queries: QueryConfig = QueryConfig()
+    clarity: ClarityConfig = ClarityConfig()
+    positions: PositionConfig = PositionConfig()
+    neighbors: NeighborConfig = NeighborConfig()
+    hot: HotConfig = HotConfig()
+    sequences: SequenceConfig = SequenceConfig()
+    unlabeled: UnlabeledConfig = UnlabeledConfig()
+    progress: bool = True
+
+    @property
+    def kept_days(self) -> int:
+        """The longest window of any step: how many days the artifact keeps for updates."""
+        steps = (self.clicks, self.queries, self.positions, self.neighbors, self.hot, self.unlabeled)
+        return max(step.days for step in steps)
+
+
+@dataclass(frozen=True)
+class Mined:
+    """What the steps of one run share: where results go, the settings, and the tables so far by name."""
+
+    stages: Stages
+    config: MineConfig
+    tables: dict[str, Table]
+    until_day: int
+
+    def add(self, name: str, make: Callable[[], Table]) -> None:
+        """Make the table of this name."""
+        self.tables[name] = self.stages.table(name, make, TABLES[name])
+
+    def window(self, name: str, days: int) -> Table:
+        """The last days of a table by day."""
+        return keep_days(self.tables[name], self.until_day, days)
+
+
+def mine(config: MineConfig) -> Artifact:
+    """The artifact of kind ``mined`` made from a log; with ``update`` its days are added to those it has.
+
+    What stands at ``out`` stays as it is until everything is made, and is then replaced in one rename.
+    A run that was killed goes on after its last complete step when it is started again.
+    Raises DataError that names file and row of broken input, ArtifactError where ``out`` is something else.
+    """
+    out = Path(config.out)
+    refuse_foreign(out, KIND)
+    base = open_artifact(out, KIND) if config.update and (out / "manifest.json").exists() else None
+    inputs = input_digests(config)
+    plan = {
+        "pertinent": __version__,
+        "config": config.plain() | {"progress": None},
+        "inputs": inputs,
+        "base": base.version if base is not None else None,
+    }
+    with work_folder(_behind(out), plan) as work:
+        with open_engine(config.engine, work) as connection, Stages(connection, work, STEPS, config.progress) as stages:
+            log, warnings = _read(stages, config)
+            run, changed = _by_day(stages, config, base)
+            _derive(run)
+            with stages.step("report"):
+                numbers = stages.json("numbers", lambda: _numbers(run, log, [*warnings, *changed]))
+        recorded = {name: value for name, value in config.plain().items() if name not in NOT_RECORDED}
+        with write_artifact(out, KIND, recorded, inputs, numbers["summary"], dated=False) as folder:
+            for name in TABLES:
+                _link(work / f"{name}.parquet", folder / f"{name}.parquet")
+            write_json(folder / "checks.json", log)
+            write_json(folder / "report.json", numbers)
+            write_text(folder / "report.html", report_page(numbers))
+    for warning in numbers["warnings"]:
+        _log.warning("%s", warning)
+    return open_artifact(out, KIND, verify=False)
+
+
+def read_mined(path: str | Path, name: str) -> pa.Table:
+    """One table of a mined artifact, whichever engine wrote it. Raises ArtifactError for another folder."""
+    artifact = open_artifact(path, KIND, verify=False)
+    if name not in TABLES:
+        raise ConfigError(f"{path}: has no table {name!r}; it has {', '.join(TABLES)}")
+    return pq.read_table(artifact.path / f"{name}.parquet")
+
+
+def input_digests(config: MineConfig) -> dict[str, str]:
+    """SHA-256 of each input file by the setting that names it; files of a folder or pattern have their names added."""
+    sources = {"log": config.log.path, "queries": config.log.queries, "events": config.log.events}
+    sources |= {"items": config.items, **{f"judged.{at}": path for at, path in enumerate(config.judged)}}
+    digests = {}
+    for setting, source in sources.items():
+        for file in _files(source) if source is not None else ():
+            digests[setting if str(file) == source else f"{setting}/{file.name}"] = sha256(file)
+    return digests
+
+
+def _files(source: str) -> list[Path]:
+    """The files that a path, folder or pattern stands for; none for an address that only the engine can read."""
+    path = Path(source)
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    return [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(source)) if os.path.isfile(name)]
+
+
+def _behind(out: Path) -> Path:
+    return Path(os.path.realpath(out)) if out.is_symlink() else out
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _read(stages: Stages, config: MineConfig) -> tuple[dict[str, Any], list[str]]:
+    """What was met in the log, and warnings about it; its checked events are ``events.parquet`` in the work folder."""
+    with stages.step("log read and checked"):
+        if not stages.has("log.json"):
+            items = _item_ids(stages, config)
+            raw_files = stages.folder / "raw"
+            raw_files.mkdir(exist_ok=True)
+            raw = read_log(stages.connection, config.log, items, raw_files)
+            checked = check_events(stages.connection, raw, items, config.checks, config.sessions.gap_minutes, raw_files)
+            stages.table("events", lambda: checked.events, [])
+            stages.json("log", lambda: {"notes": raw.notes, "checks": checked.counts})
+        log = stages.json("log", dict)
+    return log, []
+
+
+def _item_ids(stages: Stages, config: MineConfig) -> Table | None:
+    if config.items is None:
+        return None
+    return stages.arrow("items", lambda: _catalog_ids(str(config.items), config.item_columns))
+
+
+def _catalog_ids(path: str, rename: Mapping[str, str]) -> pa.Table:
+    ids = [text for part in read_table_parts(path, _CHUNK, rename) for text in part.need_texts("item_id")]
+    return pa.table({"item_id": pa.array(ids, pa.string())})
+
+
+def _judged_queries(config: MineConfig) -> list[str]:
+    return [
+        text for path in config.judged for part in read_table_parts(path, _CHUNK) for text in part.need_texts("query")
+    ]
+
+
+# ---------------------------------------------------------------- what is kept by day
+
+
+def _by_day(stages: Stages, config: MineConfig, base: Artifact | None) -> tuple[Mined, list[str]]:
+    """The tables by day after this log, and warnings about the days that it changed."""
+    with stages.step("counts by day"):
+        events = read_parquet(stages.connection, stages.folder / "events.parquet")
+        volumes = stages.table("new_days", lambda: day_volumes(events), ["day"]).to_pyarrow()
+        days = volumes["day"].to_pylist()
+        if not days:
+            raise _nothing_left(stages)
+        old_volumes = _old(stages, base, "days")
+        known = old_volumes.to_pyarrow() if old_volumes is not None else volumes.slice(0, 0)
+        until = max([*days, *known["day"].to_pylist()]) + 1
+        run = Mined(stages, config, {}, until)
+        pages = stages.table("pages", lambda: page_items(events), [])
+        makers: dict[str, Callable[[], Table]] = {
+            "days": lambda: day_volumes(events),
+            "daily": lambda: daily_counts(pages),
+            "daily_positions": lambda: daily_positions(pages),
+            "daily_searches": lambda: daily_searches(pages),
+            "daily_actions": lambda: daily_actions(events, config.sequences.min_level),
+        }
+        for name, make in makers.items():
+            run.add(name, partial(_updated, run, base, name, make, days))
+    return run, _shrunk(volumes, known)
+
+
+def _old(stages: Stages, base: Artifact | None, name: str) -> Table | None:
+    return None if base is None else read_parquet(stages.connection, base.path / f"{name}.parquet")
+
+
+def _updated(run: Mined, base: Artifact | None, name: str, make: Callable[[], Table], days: list[int]) -> Table:
+    old = _old(run.stages, base, name)
+    if old is None:
+        return keep_days(make(), run.until_day, run.config.kept_days)
+    return update_days(old, make(), days, run.until_day, run.config.kept_days)
+
+
+def _nothing_left(stages: Stages) -> DataError:
+    found = [f"{entry['check']} {entry['rows']:,}" for entry in stages.json("log", dict)["checks"] if entry["rows"]]
+    told = f" (checks found: {', '.join(found)})" if found else ""
+    return DataError(f"the log has no event that passes the checks{told}", fix="see the settings under checks")
+
+
+def _shrunk(new: pa.Table, known: pa.Table) -> list[str]:
+    """A warning where days that were sent again have fewer events than before: perhaps they were not whole."""
+    before = dict(zip(known["day"].to_pylist(), known["events"].to_pylist(), strict=True))
+    fewer = [
+        (day, before[day], events)
+        for day, events in zip(new["day"].to_pylist(), new["events"].to_pylist(), strict=True)
+        if events < before.get(day, 0)
+    ]
+    if not fewer:
+        return []
+    day, had, has = fewer[0]
+    return [
+        f"days sent again with fewer events than before: {len(fewer)}, such as {day_name(day)} with {has:,} instead of "
+        f"{had:,}; a day is replaced whole, so send whole days (UTC)"
+    ]
+
+
+# ---------------------------------------------------------------- what is made from it
+
+
+def _derive(run: Mined) -> None:
+    """All tables that are made from those by day."""
+    config, stages = run.config, run.stages
+    with stages.step("click model"):
+        _fit_positions(run)
+    with stages.step("queries"):
+        _queries(run)
+    with stages.step("clicked pairs"):
+        run.add("clicks", lambda: _clicks(run))
+    with stages.step("neighbors of queries"):
+        daily = _weighed(run)
+        run.add("neighbors_query", lambda: neighbors(daily, run.until_day, config.neighbors, "query"))
+    with stages.step("neighbors of items"):
+        run.add("neighbors_item", lambda: neighbors(daily, run.until_day, config.neighbors, "item_id"))
+    with stages.step("hot queries and pairs"):
+        hot = config.hot
+        run.add("hot_queries", lambda: hot_queries(run.tables["daily_searches"], run.until_day, hot.days, hot.share))
+        run.add("hot_pairs", lambda: hot_pairs(run.tables["daily"], run.until_day, hot.days, hot.share, hot.by))
+    with stages.step("sequences"):
+        actions, sequences = run.tables["daily_actions"], config.sequences
+        run.add("sequences", lambda: user_sequences(actions, None, sequences.max_length, sequences.min_level))
+    with stages.step("pairs for a teacher"):
+        run.add("candidates", lambda: _candidates(run))
+    with stages.step("neighbor coverage"):
+        stages.json("coverage", lambda: coverage(run.tables["daily"], run.until_day, config.neighbors)._asdict())
+
+
+def _fit_positions(run: Mined) -> None:
+    stages, config = run.stages, run.config.positions
+    if not stages.has("positions.parquet"):
+        model = fit_position_model(run.window("daily_positions", config.days), config)
+        stages.json("position_fit", model.report)
+        stages.arrow("positions", model.table)
+    run.tables["positions"] = stages.arrow("positions", pa.table)
+
+
+def _model(run: Mined) -> PositionModel:
+    """The click model as far as its tables tell it: what debiasing needs."""
+    curve = run.tables["positions"].order_by("position").to_pyarrow()
+    arrays = {name: curve[name].to_numpy() for name in ("propensity", "identified", "exposures", "clicks")}
+    return PositionModel(
+        **arrays,
+        pairs=pa.table({}),
+        log_likelihoods=[],
+        converged=True,
+        pairs_seen=0,
+        pairs_several=0,
+        warnings=[],
+    )
+
+
+def _weighed(run: Mined) -> Table:
+    """The daily counts, with what neighbors ordered by debiased clicks need."""
+    daily = run.tables["daily"]
+    if run.config.neighbors.by == "ctr":
+        return daily
+    return with_seen(daily, run.tables["daily_positions"], run.tables["positions"])
+
+
+def _queries(run: Mined) -> None:
+    config, stages = run.config, run.stages
+    volumes = stages.table(
+        "volumes",
+        lambda: query_volumes(
+            run.window("daily_searches", config.queries.days), config.queries.head, config.queries.torso
+        ),
+        ["query"],
+    )
+    clarity = stages.table(
+        "clarity",
+        lambda: clear_queries(volumes, _tag(config, volumes["query"].to_pyarrow().to_pylist()), config.clarity),
+        ["query"],
+    )
+    run.add("queries", lambda: volumes.left_join(clarity, "query").drop("query_right"))
+
+
+def _tag(config: MineConfig, queries: list[str]) -> Callable[[str], list[TermSpan]]:
+    """The tagger of the lexicon, asked for all queries at once, which is many times faster than one by one."""
+    tagger = Lexicon.load(config.lexicon).tagger if config.lexicon is not None else Tagger.shipped()
+    known = dict(zip(queries, tagger.tag_many(queries), strict=True))
+    return lambda query: known[query] if query in known else tagger.tag(query)
+
+
+def _clicks(run: Mined) -> Table:
+    config = run.config.clicks
+    pairs = deepest_levels(run.window("daily", config.days))
+    pairs = resampled(pairs.filter(pairs.level >= CLICK), config.copies)
+    counts = run.window("daily_positions", config.days)
+    expected = coec(counts).select("query", "item_id", "expected", "coec")
+    debiased = debiased_ctr(counts, _model(run)).select("query", "item_id", "examined", "ctr_debiased")
+    clear = run.tables["queries"].select("query", "clear")
+    keys = ["query", "item_id"]
+    pairs = _joined(pairs, clear, ["query"]).fill_null({"clear": False})
+    pairs = run.stages.table("clicked", lambda: _joined(_joined(pairs, expected, keys), debiased, keys), keys)
+    frequent = frequent_pairs(pairs.filter(pairs.clear), config.frequent_share).select(*keys, frequent=True)
+    pairs = _joined(pairs, frequent, keys).fill_null({"frequent": False})
+    return pairs if config.form == "copies" else repeated(pairs, config.copies)
+
+
+def _joined(left: Table, right: Table, keys: list[str]) -> Table:
+    joined = left.left_join(right, keys)
+    return joined.select(*left.columns, *(name for name in right.columns if name not in keys))
+
+
+def _candidates(run: Mined) -> Table:
+    config = run.config
+    volumes = query_volumes(
+        run.window("daily_searches", config.unlabeled.days), config.queries.head, config.queries.torso
+    )
+    return unlabeled_pairs(
+        run.window("daily", config.unlabeled.days), volumes, _judged_queries(config), config.unlabeled
+    )
+
+
+# ---------------------------------------------------------------- report
+
+
+def _numbers(run: Mined, log: Mapping[str, Any], warnings: list[str]) -> dict[str, Any]:
+    stages, config = run.stages, run.config
+    covered = stages.json("coverage", dict)
+    covered["kept_at"] = {int(limit): kept for limit, kept in covered["kept_at"].items()}
+    fit = stages.json("position_fit", dict)
+    few = small_log_warning(Coverage(**covered), config.neighbors)
+    found = {
+        "warnings": [*warnings, *([few] if few is not None else []), *fit["warnings"]],
+        "checks": log["checks"],
+        "notes": log["notes"],
+        "coverage": covered,
+        "position_fit": fit,
+        "settings": {
+            "engine": config.engine.type,
+            "neighbors": f"{config.neighbors.min_exposures} exposures, {config.neighbors.min_ctr:g} clicked, "
+            f"{config.neighbors.days} days",
+            "days kept": str(config.kept_days),
+        },
+    }
+    return report_numbers(run.tables, found)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Put a finished table into the artifact, without a second copy where the file system can share it."""
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=_link_file)
+    else:
+        _link_file(source, target)
+
+
+def _link_file(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
