@@ -6,9 +6,10 @@ another hard break.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any, NamedTuple, Self
@@ -90,7 +91,7 @@ EMPTY_VALUES = (
     "all",
 )
 
-_WORD = re.compile(r"\w+(?:['’-]\w+|(?<=\d)[.,/](?=\d)\w+)*(?:(?<=\d)[\"″]|[%°])?")
+_WORD = re.compile(r"(\w+(?:['’-]\w+|(?<=\d)[.,/](?=\d)\w+)*(?:(?<=\d)[\"″]|[%°])?)")
 _SOFT_GAPS = frozenset((" ", "-", "/", " - ", " / ", "®", "™", "® ", "™ ", " & ", "+"))
 _PARTS = re.compile(r"\s*[,;|•]\s*|\s+/\s+")
 
@@ -130,13 +131,16 @@ _RULES = (
 )
 
 
-class Word(NamedTuple):
-    """A word of a normalized text: its characters, and whether only a space or so divides it from the word before."""
+class Words(NamedTuple):
+    """The words of a normalized text: text, first and last character (exclusive) of each.
 
-    start: int
-    end: int
-    text: str
-    joined: bool
+    ``joined`` says whether only a space or the like divides a word from the one before.
+    """
+
+    texts: list[str]
+    starts: list[int]
+    ends: list[int]
+    joined: list[bool]
 
 
 class Match(NamedTuple):
@@ -202,9 +206,10 @@ class Gazetteer:
         config = config or GazetteerConfig()
         counts: dict[str, Counter[int]] = defaultdict(Counter)
         titles: list[str] = []
+        columns = ColumnClasses(config.classes)
         for item in items:
             titles.append(item.title)
-            for phrase, class_id in sorted(item_terms(item, config)):
+            for phrase, class_id in sorted(item_terms(item, columns, config.max_words)):
                 counts[phrase][class_id] += 1
         entries = {}
         for phrase, by_class in counts.items():
@@ -214,21 +219,23 @@ class Gazetteer:
                 entries[phrase] = (class_id, count)
         return cls(cls(entries, config)._seen_in(titles), config)
 
-    def matches(self, words: Sequence[Word]) -> list[Match]:
+    def matches(self, words: Words) -> list[Match]:
         """Terms of a text from left to right, the longest first; a rule wins over a list entry of its length."""
-        found, first = [], 0
+        found = []
         rules = pattern_matches(words, self.config.model_numbers)
-        while first < len(words):
+        known = self._longest
+        free = 0  # the first word that is in no match yet
+        for first, word in enumerate(words.texts):
+            if first < free or not (word in known or first in rules):
+                continue
             last, class_id = self._longest_at(words, first)
             rule = rules.get(first)
             if rule is not None and rule.last >= last:
                 found.append(rule)
-                first = rule.last
+                free = rule.last
             elif last > first:
                 found.append(Match(first, last, class_id, "gazetteer"))
-                first = last
-            else:
-                first += 1
+                free = last
         return found
 
     def class_of(self, phrase: str) -> int:
@@ -256,15 +263,15 @@ class Gazetteer:
         head = phrase.partition(" ")[0]
         self._longest[head] = max(self._longest.get(head, 0), phrase.count(" ") + 1)
 
-    def _longest_at(self, words: Sequence[Word], first: int) -> tuple[int, int]:
-        longest = self._longest.get(words[first].text, 0)
-        if not longest:
-            return first, 0
+    def _longest_at(self, words: Words, first: int) -> tuple[int, int]:
+        """The end of the longest entry that begins at a word, and its class; the word itself where none does."""
+        texts, joined = words.texts, words.joined
+        longest = min(first + self._longest.get(texts[first], 0), len(texts))
         last = first + 1
-        while last < min(first + longest, len(words)) and words[last].joined:
+        while last < longest and joined[last]:
             last += 1
         while last > first:
-            class_id = self._classes.get(" ".join([word.text for word in words[first:last]]), 0)
+            class_id = self._classes.get(" ".join(texts[first:last]), 0)
             if class_id:
                 return last, class_id
             last -= 1
@@ -274,55 +281,62 @@ class Gazetteer:
         seen: Counter[str] = Counter()
         for title in titles:
             words = split_words(normalize(title))
-            for first in range(len(words)):
-                last, _ = self._longest_at(words, first)
+            for first, word in enumerate(words.texts):
+                last, _ = self._longest_at(words, first) if word in self._longest else (first, 0)
                 if last > first:
-                    phrase = " ".join(word.text for word in words[first:last])
+                    phrase = " ".join(words.texts[first:last])
                     seen.update({phrase, *other_number(phrase)})
         return {p: entry for p, entry in self.entries.items() if seen[p] >= self.config.min_titles}
 
 
-def split_words(text: str) -> list[Word]:
+def split_words(text: str) -> Words:
     """The words of a normalized text with their places.
 
     Finer than ``pertinent.text.words`` where titles are run together: a comma or a point between
     letters divides, as in ``flat,navy``.
 
-    >>> [word.text for word in split_words('flat,navy 15.6" usb-c 100% 1/2')]
+    >>> split_words('flat,navy 15.6" usb-c 100% 1/2').texts
     ['flat', 'navy', '15.6"', 'usb-c', '100%', '1/2']
     """
-    found, before = [], 0
-    for match in _WORD.finditer(text):
-        start, end = match.span()
-        found.append(Word(start, end, match.group(), start > 0 and text[before:start] in _SOFT_GAPS))
-        before = end
-    return found
+    parts = _WORD.split(text)  # between, word, between, word, ..., between
+    ends = list(itertools.accumulate(map(len, parts)))
+    joined = [gap in _SOFT_GAPS for gap in parts[:-1:2]]
+    joined[:1] = [False] * len(joined[:1])
+    return Words(parts[1::2], ends[:-1:2], ends[1::2], joined)
 
 
-def item_terms(item: Item, config: GazetteerConfig) -> set[tuple[str, int]]:
+def item_terms(item: Item, columns: ColumnClasses, max_words: int) -> set[tuple[str, int]]:
     """The phrases that an item's category and attributes name, each with its class id.
 
     >>> item = Item("1", "Red mug", category="Kitchen > Cups & Mugs", attributes={"color": "Red/White", "size": "12"})
-    >>> sorted(item_terms(item, GazetteerConfig()))
+    >>> sorted(item_terms(item, ColumnClasses(COLUMN_CLASSES), max_words=4))
     [('cups', 6), ('mugs', 6), ('red white', 5)]
     """
     found = set()
     named = {**item.attributes, "category": item.category, "brand": item.brand}
     for name, value in named.items():
-        class_id = column_class(name, config)
+        class_id = columns[name]
         if value and class_id:
-            found |= {(phrase, class_id) for phrase in phrases(value) if phrase.count(" ") < config.max_words}
+            found |= {(phrase, class_id) for phrase in phrases(value) if phrase.count(" ") < max_words}
     return found
 
 
-def column_class(name: str, config: GazetteerConfig) -> int:
-    """The class id of a column's values, 0 for columns that name no terms.
+class ColumnClasses(dict[str, int]):
+    """The class id of the values of each column, by name; 0 for columns that name no terms.
 
-    >>> column_class("jacket_material", GazetteerConfig()), column_class("weight", GazetteerConfig())
+    >>> columns = ColumnClasses({"*_material": "material"})
+    >>> columns["Jacket material"], columns["weight"]
     (1, 0)
     """
-    name = normalize(name).replace(" ", "_")
-    return next((CLASS_IDS[c] for pattern, c in config.classes.items() if fnmatchcase(name, pattern)), 0)
+
+    def __init__(self, classes: Mapping[str, str]) -> None:
+        super().__init__()
+        self._patterns = [(pattern, CLASS_IDS[name]) for pattern, name in classes.items()]
+
+    def __missing__(self, name: str) -> int:
+        plain = normalize(name).replace(" ", "_")
+        self[name] = next((number for pattern, number in self._patterns if fnmatchcase(plain, pattern)), 0)
+        return self[name]
 
 
 @lru_cache(maxsize=100_000)
@@ -337,7 +351,7 @@ def phrases(value: str) -> tuple[str, ...]:
     text = normalize(value[:200])
     leaf = text.rpartition(" > ")[2]
     parts = [half for part in _PARTS.split(leaf) for half in _halves(part)]
-    found = [" ".join(word.text for word in split_words(part)) for part in parts]
+    found = [" ".join(split_words(part).texts) for part in parts]
     kept = [phrase for phrase in found if any(c.isalpha() for c in phrase) and len(phrase) > 1]
     return tuple(dict.fromkeys(phrase for phrase in kept if phrase not in EMPTY_VALUES))
 
@@ -398,19 +412,19 @@ def word_kind(word: str) -> str:
     return "M" if _MODEL_NUMBER.fullmatch(word) else "."
 
 
-def pattern_matches(words: Sequence[Word], model_numbers: bool = False) -> dict[int, Match]:
+def pattern_matches(words: Words, model_numbers: bool = False) -> dict[int, Match]:
     """Terms found by rule, by their first word.
 
     >>> words = split_words("hdmi cable 1.5 m, 3 in 1, pack of 6")
-    >>> [(words[m.first].text, words[m.last - 1].text, m.class_id) for m in pattern_matches(words).values()]
-    [('1.5', 'm', 4), ('3', '1', 2), ('pack', '6', 4)]
+    >>> [(" ".join(words.texts[m.first:m.last]), m.class_id) for m in pattern_matches(words).values()]
+    [('1.5 m', 4), ('3 in 1', 2), ('pack of 6', 4)]
     """
-    kinds = "".join([word_kind(word.text) for word in words])
+    kinds = "".join(map(word_kind, words.texts))
     found: dict[int, Match] = {}
     if not kinds.strip("."):
         return found
-    breaks = [place for place, word in enumerate(words) if not word.joined] + [len(words)]
-    for start, end in zip([0, *breaks], breaks, strict=False):
+    breaks = [place for place, joined in enumerate(words.joined) if not joined]  # the first word is always one
+    for start, end in itertools.pairwise([*breaks, len(kinds)]):
         for rule, name in _RULES:
             for match in rule.finditer(kinds, start, end):
                 found.setdefault(match.start(), Match(*match.span(), CLASS_IDS[name], "pattern"))

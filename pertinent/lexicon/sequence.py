@@ -7,11 +7,13 @@ once for each word and kept; a text is then a few additions and a Viterbi pass. 
 
 from __future__ import annotations
 
+import itertools
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +22,17 @@ from pydantic import Field
 from pertinent.config import Config
 from pertinent.errors import ArtifactError
 from pertinent.lexicon.classes import TERM_CLASSES
-from pertinent.lexicon.gazetteer import Match, Word
+from pertinent.lexicon.gazetteer import Match, Words
 
 # O, then begin and inside of each class: label 2c-1 begins class c, label 2c goes on with it.
 LABELS = ("O", *(f"{place}-{name}" for name in TERM_CLASSES[1:] for place in "BI"))
 EDGE = "<edge>"  # what stands before the first word and after the last
 OFFSETS = (-2, -1, 0, 1, 2)
 _CACHED_WORDS = 200_000
+_PAIRS = ("-1,0:w", "0,1:w")
 _BATCH = 256
+_LETTERS = re.compile(r"[^\W\d_]+")
+_DIGITS = re.compile(r"\d+")
 _FORBIDDEN = np.float32(-1e9)
 
 
@@ -40,82 +45,47 @@ class CrfConfig(Config):
     min_frequency: int = Field(1, ge=1)
 
 
-class Context(NamedTuple):
-    """What the features of a text read beside its words: one number a word, each ``[words]``.
-
-    ``terms`` is the label (see ``LABELS``) of the gazetteer and pattern matches, 0 where there are
-    none. ``breaks`` is 1 where a comma or the like stands before a word. ``place`` counts words
-    from the end, at most 3. ``size`` is 0 for texts of up to 3 words, 1 up to 7, else 2.
-    """
-
-    terms: NDArray[np.int64]
-    breaks: NDArray[np.int64]
-    place: NDArray[np.int64]
-    size: NDArray[np.int64]
-
-
-def context_of(words: Sequence[Word], matches: Sequence[Match]) -> Context:
-    """The context of a text's words."""
-    size = len(words)
-    terms = np.zeros(size, dtype=np.int64)
-    for match in matches:
-        terms[match.first : match.last] = 2 * match.class_id
-        terms[match.first] = 2 * match.class_id - 1
-    breaks = np.fromiter((not word.joined for word in words), dtype=np.int64, count=size)
-    breaks[:1] = 0
-    place = np.minimum(np.arange(size - 1, -1, -1), 3)
-    length = 0 if size <= 3 else 1 if size <= 7 else 2
-    return Context(terms, breaks, place, np.full(size, length, dtype=np.int64))
-
-
 def word_features(word: str) -> list[str]:
     """What the classifier sees of a word: itself, its ends, its shape.
 
     >>> word_features("usb-c")
     ['w=usb-c', 'p2=us', 'p3=usb', 's2=-c', 's3=b-c', 's4=sb-c', 'shape=a-a', 'n=5']
     """
-    shape, last = [], ""
-    for character in word:
-        kind = "a" if character.isalpha() else "9" if character.isdigit() else character
-        if kind != last:
-            shape.append(kind)
-        last = kind
+    shape = _LETTERS.sub("a", _DIGITS.sub("9", word))
     ends = [f"p2={word[:2]}", f"p3={word[:3]}", f"s2={word[-2:]}", f"s3={word[-3:]}", f"s4={word[-4:]}"]
-    return [f"w={word}", *ends, f"shape={''.join(shape[:8])}", f"n={min(len(word), 9)}"]
+    return [f"w={word}", *ends, f"shape={shape[:8]}", f"n={min(len(word), 9)}"]
 
 
-def offset_features(word: str, offset: int) -> list[str]:
-    """The features that a word gives to the word ``-offset`` places further on.
-
-    >>> offset_features("for", -1)
-    ['-1:w=for', '-1:s3=for', '-1:shape=a']
-    """
-    own = word_features(word)
-    if offset == 0:
-        return [f"0:{feature}" for feature in own]
-    kept = ("w=", "s3=", "shape=") if abs(offset) == 1 else ("w=",)
-    return [f"{offset}:{feature}" for feature in own if feature.startswith(kept)]
-
-
-def context_features(context: Context) -> list[list[str]]:
-    """The features of each word that come from its context."""
-    codes = _context_codes(context)
-    return [[f"{name}={code}" for name, code in zip(_CONTEXTS, row, strict=True)] for row in codes.T.tolist()]
-
-
-def text_features(words: Sequence[str], context: Context) -> list[list[str]]:
+def text_features(words: Words, matches: Sequence[Match]) -> list[list[str]]:
     """All features of each word of a text, as CRFsuite reads them."""
-    padded = [EDGE, EDGE, *words, EDGE, EDGE]
+    padded = [EDGE, EDGE, *words.texts, EDGE, EDGE]
     rows = []
-    for place, extra in enumerate(context_features(context)):
-        near = [feature for offset in OFFSETS for feature in offset_features(padded[place + 2 + offset], offset)]
-        rows.append(near + extra)
+    for place, codes in enumerate(context_codes([words], [matches]).T.tolist()):
+        near = [
+            f"{offset}:{feature}"
+            for offset in OFFSETS
+            for feature in near_features(word_features(padded[place + 2 + offset]), offset)
+        ]
+        before, word, after = padded[place + 1 : place + 4]
+        extra = [f"{name}={code}" for name, code in zip(CONTEXTS, codes, strict=True)]
+        rows.append([*near, f"{_PAIRS[0]}={before} {word}", f"{_PAIRS[1]}={word} {after}", *extra])
     return rows
 
 
-# Name and number of values of each feature of the context; L is the number of labels.
+def near_features(own: Sequence[str], offset: int) -> Sequence[str]:
+    """Those of a word's features that a word ``-offset`` places further on sees.
+
+    >>> near_features(word_features("for"), -1)
+    ['w=for', 's3=for', 'shape=a']
+    """
+    if offset == 0:
+        return own
+    return [own[0], own[4], own[6]] if abs(offset) == 1 else own[:1]
+
+
+# Names and numbers of values of the features that are not of words; see `context_codes`.
 _L = len(LABELS)
-_CONTEXTS = {
+CONTEXTS = {
     "term": _L,
     "term-1": _L,
     "term+1": _L,
@@ -128,11 +98,31 @@ _CONTEXTS = {
 }
 
 
-def _context_codes(context: Context) -> NDArray[np.int64]:
-    terms, breaks, place, size = context
-    before = np.concatenate([[0], terms[:-1]])[: len(terms)]
-    after = np.concatenate([terms[1:], [0]])[: len(terms)]
-    next_break = np.concatenate([breaks[1:], [1]])[: len(terms)]
+def context_codes(words: Sequence[Words], matches: Sequence[Sequence[Match]]) -> NDArray[np.int64]:
+    """What the classifier sees beside the words, for texts laid end to end: ``[CONTEXTS, words]``.
+
+    ``term`` is the label of the matches of gazetteer and rules, of a word and the words around it.
+    ``break`` says that a comma or the like stands before the word. ``place`` counts words from the
+    end, at most 3; ``size`` is 0 for texts of up to 3 words, 1 up to 7, else 2.
+    """
+    lengths = np.array([len(text.texts) for text in words], dtype=np.int64)
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    total = int(lengths.sum())
+    terms = np.zeros(total, dtype=np.int64)
+    for start, found in zip(starts.tolist(), matches, strict=True):
+        for first, last, class_id, _ in found:
+            terms[start + first : start + last] = 2 * class_id
+            terms[start + first] = 2 * class_id - 1
+    breaks = np.fromiter((not j for text in words for j in text.joined), dtype=np.int64, count=total)
+    inside = lengths > 0
+    firsts, lasts = starts[inside], ends[inside] - 1
+    breaks[firsts] = 0
+    before, after, next_break = np.zeros((3, total), dtype=np.int64)
+    before[1:], after[:-1], next_break[:-1] = terms[:-1], terms[1:], breaks[1:]
+    before[firsts], after[lasts], next_break[lasts] = 0, 0, 1
+    place = np.minimum(np.repeat(ends, lengths) - 1 - np.arange(total), 3)
+    size = np.repeat((lengths > 3).astype(np.int64) + (lengths > 7), lengths)
     pairs = (before * _L + terms, terms * _L + after)
     return np.stack([terms, before, after, *pairs, breaks, next_break, place * 3 + size, place * _L + terms])
 
@@ -149,19 +139,21 @@ class Crf:
         allowed = np.array([[_may_follow(a, b) for b in range(_L)] for a in range(_L)])
         self._steps = np.where(allowed, transitions, _FORBIDDEN).astype(np.float32)
         self._first = np.where(allowed[0], 0, _FORBIDDEN).astype(np.float32)  # a text begins as after O
-        self._tables = [self._context_table(name, size) for name, size in _CONTEXTS.items()]
+        self._tables = [self._context_table(name, size) for name, size in CONTEXTS.items()]
+        self._near = self._near_rows()
+        self._pairs, self._pair_table = self._pair_sums()
         self._lock = Lock()
         self._forget()
 
     @classmethod
-    def train(cls, examples: Iterable[tuple[Sequence[str], Context, Sequence[str]]], config: CrfConfig) -> Self:
-        """A classifier from words, contexts and labels; the same examples give the same weights."""
+    def train(cls, examples: Iterable[tuple[Words, Sequence[Match], Sequence[str]]], config: CrfConfig) -> Self:
+        """A classifier from words, matches and labels; the same examples give the same weights."""
         import pycrfsuite as crfsuite
 
         trainer = crfsuite.Trainer(algorithm="lbfgs", verbose=False)
-        for words, context, labels in examples:
-            if len(words):
-                trainer.append(text_features(words, context), list(labels))
+        for words, matches, labels in examples:
+            if words.texts:
+                trainer.append(text_features(words, matches), list(labels))
         trainer.set_params(
             {
                 "c1": config.c1,
@@ -187,33 +179,32 @@ class Crf:
             transitions[numbers[source], numbers[target]] = weight
         return cls(weights, transitions)
 
-    def decode(self, texts: Sequence[Sequence[str]], contexts: Sequence[Context]) -> list[NDArray[np.int64]]:
-        """The best label numbers of each text; a text's labels do not depend on the other texts."""
-        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-        found: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)] * len(texts)
+    def decode(self, words: Sequence[Words], matches: Sequence[Sequence[Match]]) -> list[list[int]]:
+        """The best label number of each word of each text; they do not depend on the other texts."""
+        order = sorted(range(len(words)), key=lambda row: len(words[row].texts))
+        order = [row for row in order if words[row].texts]
+        found: list[list[int]] = [[] for _ in words]
         for start in range(0, len(order), _BATCH):
-            rows = [row for row in order[start : start + _BATCH] if len(texts[row])]
-            if rows:
-                labels = self._decode_batch([texts[row] for row in rows], [contexts[row] for row in rows])
-                for place, row in enumerate(rows):
-                    found[row] = labels[place, : len(texts[row])]
+            rows = order[start : start + _BATCH]
+            labels = self._decode_batch([words[row] for row in rows], [matches[row] for row in rows])
+            for row, best in zip(rows, labels.T.tolist(), strict=True):
+                found[row] = best[: len(words[row].texts)]
         return found
 
-    def scores(self, texts: Sequence[Sequence[str]], contexts: Sequence[Context]) -> NDArray[np.float32]:
+    def scores(self, words: Sequence[Words], matches: Sequence[Sequence[Match]]) -> NDArray[np.float32]:
         """The score of each label for each word of texts laid end to end, ``[words, labels]``."""
-        lengths = [len(text) for text in texts]
         edge = [EDGE, EDGE]
-        ids, table = self._lookup([word for text in texts for word in (*edge, *text, *edge)])
-        real = np.ones(len(ids), dtype=np.bool_)
-        ends = np.cumsum([length + 4 for length in lengths])
-        for border in (0, 1):
-            real[ends - 1 - border] = False
-            real[ends - 4 - np.array(lengths) + border] = False
-        places = np.flatnonzero(real)
-        total = np.zeros((len(places), _L), dtype=np.float32)
+        row = [word for text in words for word in (*edge, *text.texts, *edge)]
+        ids, table = self._lookup(row)
+        known = self._pairs
+        pairs = np.array([known.get(f"{a} {b}", 0) for a, b in itertools.pairwise(row)], dtype=np.int64)
+        lengths = np.array([len(text.texts) for text in words], dtype=np.int64)
+        # Word i of text t stands at i + 4t + 2: four edges for each text before, two of its own.
+        places = np.arange(int(lengths.sum())) + np.repeat(4 * np.arange(len(words)) + 2, lengths)
+        total: NDArray[np.float32] = self._pair_table[pairs[places - 1], 0] + self._pair_table[pairs[places], 1]
         for number, offset in enumerate(OFFSETS):
-            total += table[ids[places + offset], number]
-        for values, codes in zip(self._tables, _joined_codes(contexts), strict=True):
+            total += table[number, ids[places + offset]]
+        for values, codes in zip(self._tables, context_codes(words, matches), strict=True):
             total += values[codes]
         return total
 
@@ -245,41 +236,71 @@ class Crf:
 
     def _forget(self) -> None:
         self._ids: dict[str, int] = {}
-        self._table = np.zeros((1024, len(OFFSETS), _L), dtype=np.float32)
+        self._table = np.zeros((len(OFFSETS), 1024, _L), dtype=np.float32)
 
     def _lookup(self, words: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Rows of words in the table of kept sums, and that table."""
+        """Rows of words in the table of kept sums, and that table, ``[offsets, rows, labels]``."""
         with self._lock:
             if len(self._ids) > _CACHED_WORDS:
-                self._forget()
-            found = [self._id(word) for word in words]
-            table = self._table
-        return np.array(found, dtype=np.int64), table
+                self._forget()  # threads that hold the old table go on with it
+            known = self._ids
+            new = [word for word in dict.fromkeys(words) if word not in known]
+            if new:
+                self._add(new)
+            return np.array([known[word] for word in words], dtype=np.int64), self._table
 
-    def _id(self, word: str) -> int:
-        number = self._ids.get(word)
-        if number is None:
-            number = len(self._ids)
-            if number == len(self._table):
-                self._table = np.concatenate([self._table, np.zeros_like(self._table)])
-            for place, offset in enumerate(OFFSETS):
-                rows = [self.weights[f] for f in offset_features(word, offset) if f in self.weights]
-                if rows:
-                    self._table[number, place] = np.sum(rows, axis=0)
-            self._ids[word] = number
-        return number
+    def _add(self, words: Sequence[str]) -> None:
+        start = len(self._ids)
+        size = self._table.shape[1]
+        while size < start + len(words):
+            size *= 2
+        if size > self._table.shape[1]:
+            larger = np.zeros((len(OFFSETS), size, _L), dtype=np.float32)
+            larger[:, :start] = self._table[:, :start]
+            self._table = larger
+        features = [word_features(word) for word in words]
+        for number, (offset, rows) in enumerate(zip(OFFSETS, self._near, strict=True)):
+            found = [
+                (place, rows[feature])
+                for place, own in enumerate(features, start)
+                for feature in near_features(own, offset)
+                if feature in rows
+            ]
+            if found:
+                places, weights = np.array(found).T
+                np.add.at(self._table[number], places, self._dense[weights])
+        self._ids.update(zip(words, range(start, start + len(words)), strict=True))
+
+    def _near_rows(self) -> list[dict[str, int]]:
+        """For each offset, the rows of ``_dense`` with the weights of words' features."""
+        names = sorted(self.weights)
+        self._dense = np.stack([self.weights[name] for name in names]) if names else np.zeros((0, _L), np.float32)
+        found: dict[str, dict[str, int]] = {str(offset): {} for offset in OFFSETS}
+        for number, name in enumerate(names):
+            offset, _, feature = name.partition(":")
+            if offset in found:
+                found[offset][feature] = number
+        return list(found.values())
+
+    def _pair_sums(self) -> tuple[dict[str, int], NDArray[np.float32]]:
+        """Row of each known pair of words, and the sums for its second and first word, ``[pairs + 1, 2, labels]``."""
+        found = [(f.partition("=")[2], f.startswith(_PAIRS[1])) for f in self.weights if f.startswith(_PAIRS)]
+        pairs = {pair: number for number, pair in enumerate(sorted({pair for pair, _ in found}), start=1)}
+        table = np.zeros((len(pairs) + 1, 2, _L), dtype=np.float32)  # row 0 is for all other pairs
+        for pair, first in found:
+            table[pairs[pair], int(first)] = self.weights[f"{_PAIRS[first]}={pair}"]
+        return pairs, table
 
     def _context_table(self, name: str, size: int) -> NDArray[np.float32]:
         nothing = np.zeros(_L, dtype=np.float32)
         return np.stack([self.weights.get(f"{name}={code}", nothing) for code in range(size)])
 
-    def _decode_batch(self, texts: Sequence[Sequence[str]], contexts: Sequence[Context]) -> NDArray[np.int64]:
-        lengths = np.array([len(text) for text in texts])
-        width = int(lengths.max())
-        place = np.arange(width) < lengths[:, None]  # [batch, width]
-        scores = np.zeros((len(texts), width, _L), dtype=np.float32)
-        scores[place] = self.scores(texts, contexts)
-        return viterbi(scores, lengths, self._steps, self._first)
+    def _decode_batch(self, words: Sequence[Words], matches: Sequence[Sequence[Match]]) -> NDArray[np.int64]:
+        lengths = np.array([len(text.texts) for text in words])
+        inside = np.arange(int(lengths.max())) < lengths[:, None]  # [batch, width]
+        scores = np.zeros((*inside.shape, _L), dtype=np.float32)
+        scores[inside] = self.scores(words, matches)
+        return viterbi(np.ascontiguousarray(scores.transpose(1, 2, 0)), lengths, self._steps, self._first)
 
 
 def viterbi(
@@ -288,40 +309,31 @@ def viterbi(
     steps: NDArray[np.float32],
     first: NDArray[np.float32],
 ) -> NDArray[np.int64]:
-    """The labels ``[batch, width]`` with the highest sum of ``scores`` and ``steps``; 0 beyond a row's length.
+    """The labels ``[width, batch]`` with the highest sum of ``scores`` and ``steps``; 0 beyond a text's length.
 
     Args:
-        scores: of each label at each place, ``[batch, width, labels]``.
-        lengths: places of each row that count, from 1.
+        scores: of each label at each place, ``[width, labels, batch]``.
+        lengths: places of each text that count, from 1.
         steps: from label to label, ``[labels, labels]``.
         first: of each label at the first place, ``[labels]``.
     """
-    batch, width, size = scores.shape
-    best = scores[:, 0] + first
-    back = np.zeros((batch, width, size), dtype=np.int64)
-    final = best
+    width, _, batch = scores.shape
+    best = np.empty_like(scores)  # of all ways to a label at a place
+    best[0] = scores[0] + first[:, None]
     for place in range(1, width):
-        options = best[:, :, None] + steps  # [batch, from, to]
-        back[:, place] = options.argmax(axis=1)
-        best = options.max(axis=1) + scores[:, place]
-        final = np.where((lengths > place)[:, None], best, final)
-    labels = np.zeros((batch, width), dtype=np.int64)
-    rows = np.arange(batch)
-    current = final.argmax(axis=1)
+        best[place] = (best[place - 1][:, None] + steps[:, :, None]).max(axis=0) + scores[place]
+    labels = np.zeros((width, batch), dtype=np.int64)
+    texts = np.arange(batch)
+    current = best[lengths - 1, :, texts].argmax(axis=1)
     for place in range(width - 1, -1, -1):
         inside = lengths > place
-        labels[inside, place] = current[inside]
+        labels[place, inside] = current[inside]
         if place:
-            current = np.where(inside, back[rows, place, current], current)
+            before = (best[place - 1] + steps[:, current]).argmax(axis=0)
+            current = np.where(inside, before, current)
     return labels
 
 
 def _may_follow(before: int, label: int) -> bool:
     """Whether a label may follow another: a class goes on only where it began."""
     return label == 0 or label % 2 == 1 or before in (label, label - 1)
-
-
-def _joined_codes(contexts: Sequence[Context]) -> NDArray[np.int64]:
-    if len(contexts) == 1:
-        return _context_codes(contexts[0])
-    return np.concatenate([_context_codes(context) for context in contexts], axis=1)

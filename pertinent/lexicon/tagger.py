@@ -21,8 +21,8 @@ from pertinent.errors import ArtifactError, ConfigError
 from pertinent.lexicon.classes import CLASS_IDS as CLASS_IDS
 from pertinent.lexicon.classes import TERM_CLASSES as TERM_CLASSES
 from pertinent.lexicon.classes import TermSpan as TermSpan
-from pertinent.lexicon.gazetteer import Gazetteer, GazetteerConfig, Match, Word, split_words
-from pertinent.lexicon.sequence import LABELS, Crf, CrfConfig, context_of
+from pertinent.lexicon.gazetteer import Gazetteer, GazetteerConfig, Match, Words, split_words
+from pertinent.lexicon.sequence import LABELS, Crf, CrfConfig
 from pertinent.records import Item
 from pertinent.text import normalize
 
@@ -76,7 +76,7 @@ class Tagger:
             words = split_words(text)
             matches = gazetteer.matches(words) if config.mode == "both" else []
             labels = [LABELS[number] for number in word_labels(words, spans)]
-            rows.append(([word.text for word in words], context_of(words, matches), labels))
+            rows.append((words, matches, labels))
         return cls(gazetteer, Crf.train(rows, config.crf), config)
 
     @classmethod
@@ -143,11 +143,10 @@ class Tagger:
             matches = [self.gazetteer.matches(row) for row in words]
         if self.crf is None:
             return [_spans(*row) for row in zip(texts, words, matches, strict=True)]
-        contexts = [context_of(row, found) for row, found in zip(words, matches, strict=True)]
-        labels = self.crf.decode([[word.text for word in row] for row in words], contexts)
+        labels = self.crf.decode(words, matches)
         return [
-            _spans(text, row, _decided(number.tolist(), found, self.config.fill))
-            for text, row, number, found in zip(texts, words, labels, matches, strict=True)
+            _spans(text, row, _decided(numbers, found, self.config.fill))
+            for text, row, numbers, found in zip(texts, words, labels, matches, strict=True)
         ]
 
     def _parts(self) -> tuple[str, bytes | None]:
@@ -157,21 +156,21 @@ class Tagger:
         return json.dumps(settings), None if self.crf is None else save(self.crf.arrays())
 
 
-def word_labels(words: Sequence[Word], spans: Iterable[tuple[int, int, int]]) -> list[int]:
+def word_labels(words: Words, spans: Iterable[tuple[int, int, int]]) -> list[int]:
     """The label number (see ``LABELS``) of each word: a word belongs to the first span that it overlaps.
 
     >>> words = split_words("red wool socks")
     >>> [LABELS[number] for number in word_labels(words, [(0, 3, 5), (4, 14, 6)])]
     ['B-style', 'B-core', 'I-core']
     """
-    labels = [0] * len(words)
+    labels = [0] * len(words.texts)
     for start, end, class_id in spans:
         inside = False
-        for place, word in enumerate(words):
-            if word.start < end and word.end > start and not labels[place]:
+        for place, (first, last) in enumerate(zip(words.starts, words.ends, strict=True)):
+            if first < end and last > start and not labels[place]:
                 labels[place] = 2 * class_id if inside else 2 * class_id - 1
-                inside = class_id > 0
-    return [max(label, 0) for label in labels]
+                inside = True
+    return labels
 
 
 def word_spans(labels: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -208,10 +207,10 @@ def token_classes(offsets: Sequence[tuple[int, int]], spans: Sequence[TermSpan])
     return classes
 
 
-def _spans(text: str, words: Sequence[Word], matches: Sequence[Match]) -> list[TermSpan]:
+def _spans(text: str, words: Words, matches: Sequence[Match]) -> list[TermSpan]:
     found = []
     for first, last, class_id, source in matches:
-        start, end = words[first].start, words[last - 1].end
+        start, end = words.starts[first], words.ends[last - 1]
         found.append(TermSpan(start, end, TERM_CLASSES[class_id], text[start:end], source))
     return found
 
