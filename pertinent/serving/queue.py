@@ -1,0 +1,552 @@
+"""One queue over the scoring threads: token-bounded batches, filled fairly from all requests.
+
+A request becomes a ``Job``. Its texts are tokenized a chunk at a time and its pairs are computed a batch
+at a time, and after each of these units a thread takes the next one from the job that has had least so
+far, so a request of 10 documents does not wait for one of 10,000. Batches of different jobs are
+computed together where that is cheaper. In float32 a score does not depend on its batch mates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pertinent.config import Config
+from pertinent.engine.batching import MAX_TOKENS, RUN_OVERHEAD
+from pertinent.engine.scorer import Scorer
+from pertinent.records import TokenRows
+
+_log = logging.getLogger(__name__)
+
+Rows = NDArray[np.int64]
+# Texts tokenized in one go: some 20 ms of one thread, the longest that another request waits for it.
+TEXT_CHUNK = 512
+# Indexed items are only looked up, and lengths are grouped best over many.
+INDEX_CHUNK = 4_096
+# A text costs about as much to tokenize as two of its tokens cost to score.
+_TOKENIZE_COST = 2
+_FADING = 0.98  # a batch
+
+
+class QueueConfig(Config):
+    """What may wait, in all and for one key; times in milliseconds.
+
+    ``max_wait_ms`` is the longest expected wait behind other requests, beyond which new ones are shed.
+    ``key_share`` is the part of ``max_pairs`` and ``max_requests`` that one API key may hold.
+    """
+
+    max_requests: int = Field(256, ge=1)
+    max_pairs: int = Field(100_000, ge=1)
+    max_wait_ms: int = Field(5_000, ge=1)
+    key_share: float = Field(0.5, gt=0.0, le=1.0)
+    deadline_ms: int = Field(30_000, ge=1)
+    batch_tokens: int = Field(MAX_TOKENS, ge=1)
+
+
+class Refused(Exception):
+    """The queue takes no more; ``retry_after`` is when to come again, in seconds."""
+
+    def __init__(self, reason: str, message: str, retry_after: float) -> None:
+        self.reason = reason
+        # Spread, so that those who were refused together do not come back together.
+        self.retry_after = retry_after * random.uniform(1.0, 1.5)
+        super().__init__(message)
+
+
+class DeadlinePassed(Exception):
+    """The deadline passed before all pairs were scored."""
+
+
+class Closed(Exception):
+    """The queue is closed: the server is leaving."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Pairs to score: pair i is ``queries[query_rows[i]]`` with ``titles[i]`` or with row ``rows[i]`` of ``items``."""
+
+    queries: Sequence[str]
+    query_rows: Rows
+    titles: Sequence[str] | None = None
+    items: TokenRows | None = None
+    rows: Rows | None = None
+
+    def __len__(self) -> int:
+        return len(self.query_rows)
+
+    @classmethod
+    def of_texts(cls, query: str, titles: Sequence[str]) -> Work:
+        """One query with many texts."""
+        return cls([query], np.zeros(len(titles), dtype=np.int64), titles=titles)
+
+    @classmethod
+    def of_items(cls, query: str, items: TokenRows, rows: Rows) -> Work:
+        """One query with rows of an index."""
+        return cls([query], np.zeros(len(rows), dtype=np.int64), items=items, rows=rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a job: logits, ``scored`` where they were computed (False only past a deadline).
+
+    ``tokens`` counts those that were computed, ``seconds`` are by stage: ``queue`` until the first unit,
+    ``tokenize`` and ``score`` summed over threads, ``total``.
+    """
+
+    logits: NDArray[np.float32]  # [n]
+    scored: NDArray[np.bool_]  # [n]
+    truncated: NDArray[np.bool_]  # [n]
+    tokens: int
+    seconds: dict[str, float]
+
+
+class Observer(Protocol):
+    """Who counts batches."""
+
+    def batch(self, pairs: int, tokens: int, padded: int, jobs: int) -> None: ...
+
+
+@dataclass(slots=True)
+class _Piece:
+    """Rows of a chunk to compute in one batch."""
+
+    chunk: _Chunk
+    rows: Rows  # in the chunk
+    query_width: int
+    item_width: int
+
+    @property
+    def padded(self) -> int:
+        return len(self.rows) * (self.query_width + self.item_width)
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """Tokenized items of one stretch of a job, from pair ``start``."""
+
+    start: int
+    items: TokenRows
+    query_rows: Rows
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One request in the queue."""
+
+    work: Work
+    scorer: Scorer
+    key: str
+    done: Callable[[Job], None]
+    submitted: float
+    logits: NDArray[np.float32]
+    scored: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    served: float = 0.0  # tokens, against those of the others
+    left: int = 0
+    tokens: int = 0
+    queries: TokenRows | None = None
+    pieces: deque[_Piece] = field(default_factory=deque)
+    next_start: int = 0
+    started: float | None = None
+    tokenize_seconds: float = 0.0
+    score_seconds: float = 0.0
+    error: BaseException | None = None
+    over: bool = False
+
+    @property
+    def chunk(self) -> int:
+        """Pairs that are tokenized in one go."""
+        return TEXT_CHUNK if self.work.titles is not None else INDEX_CHUNK
+
+    def has_unit(self) -> bool:
+        """Whether a thread could take something now."""
+        if self.pieces:
+            return True
+        # The queries are tokenized with the first chunk, which must be through before the second.
+        return self.next_start < len(self.work) and (self.next_start == 0 or self.queries is not None)
+
+    def result(self) -> Result:
+        """What is known so far; call it under the queue's lock, or when the job is over."""
+        now = time.monotonic()
+        seconds = {
+            "queue": (self.started if self.started is not None else now) - self.submitted,
+            "tokenize": self.tokenize_seconds,
+            "score": self.score_seconds,
+            "total": now - self.submitted,
+        }
+        return Result(self.logits.copy(), self.scored.copy(), self.truncated.copy(), self.tokens, seconds)
+
+
+class _Prepare:
+    """A unit: tokenize the chunk of a job that begins at ``start``, and plan its batches."""
+
+    def __init__(self, job: Job, start: int) -> None:
+        self.job, self.start = job, start
+
+
+class ScoringQueue:
+    """Jobs and the threads that work on them. Use it from one event loop; ``close`` it when done."""
+
+    def __init__(self, config: QueueConfig, threads: int, observer: Observer | None = None) -> None:
+        self.config = config
+        self._observer = observer
+        self._jobs: list[Job] = []
+        self._served: dict[str, float] = {}  # by key, tokens against those of the others
+        self._running: dict[int, int] = {}  # by backend, batches computed now
+        self._pairs = 0
+        self._spent = (0.0, 0.0)  # seconds of one thread, and the pairs computed in them; the past fades
+        self._closed = False
+        self._ready = threading.Condition()
+        self._beats: dict[int, float | None] = {}
+        self._threads = [
+            threading.Thread(target=self._work, args=(number,), name=f"pertinent-score-{number}", daemon=True)
+            for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    async def score(
+        self, work: Work, scorer: Scorer, key: str = "", deadline: float | None = None, partial: bool = False
+    ) -> Result:
+        """The logits of all pairs. ``deadline`` is a time of ``time.monotonic``.
+
+        Past the deadline raises DeadlinePassed or, with ``partial``, gives what is there. Raises Refused
+        where too much waits already, and Closed. Cancelling the awaiting task drops the job.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+
+        def settle(job: Job) -> None:
+            if future.done():
+                return
+            if job.error is not None:
+                future.set_exception(job.error)
+            else:
+                future.set_result(job.result())
+
+        def tell(job: Job) -> None:
+            loop.call_soon_threadsafe(settle, job)
+
+        job = self._submit(work, scorer, key, deadline, partial, tell)
+        try:
+            async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic())):
+                return await future
+        except TimeoutError:
+            if job.error is not None:
+                raise job.error from None
+            with self._ready:
+                result = job.result()
+            if partial or result.scored.all():
+                return result
+            raise DeadlinePassed(f"{int(result.scored.sum())} of {len(work)} pairs were scored in time") from None
+        finally:
+            self._drop(job)
+
+    def estimate(self, pairs: int) -> float:
+        """Seconds that a new job of so many pairs would spend behind the others; 0 before anything is known."""
+        with self._ready:
+            return self._ahead(pairs)
+
+    @property
+    def waiting(self) -> tuple[int, int, float]:
+        """Requests and pairs that are not done, and the age of the oldest in seconds."""
+        with self._ready:
+            oldest = min((job.submitted for job in self._jobs), default=None)
+            return len(self._jobs), self._pairs, 0.0 if oldest is None else time.monotonic() - oldest
+
+    def stalled(self, seconds: float) -> str | None:
+        """Why scoring does not go on: a thread is dead, or has been at one unit for so long; None if it does."""
+        now = time.monotonic()
+        for number, thread in enumerate(self._threads):
+            beat = self._beats.get(number)
+            if not thread.is_alive() and not self._closed:
+                return f"{thread.name} is dead"
+            if beat is not None and now - beat > seconds:
+                return f"{thread.name} has been busy with one batch for {now - beat:.0f} s"
+        return None
+
+    def close(self) -> None:
+        """Fail what waits, and end the threads when their unit is done."""
+        with self._ready:
+            self._closed = True
+            for job in list(self._jobs):
+                self._finish(job, Closed("the server is shutting down"))
+            self._ready.notify_all()
+        for thread in self._threads:
+            thread.join(timeout=5.0)
+
+    def _submit(
+        self,
+        work: Work,
+        scorer: Scorer,
+        key: str,
+        deadline: float | None,
+        partial: bool,
+        done: Callable[[Job], None],
+    ) -> Job:
+        size = len(work)
+        job = Job(
+            work,
+            scorer,
+            key,
+            done,
+            time.monotonic(),
+            np.zeros(size, dtype=np.float32),
+            np.zeros(size, dtype=np.bool_),
+            np.zeros(size, dtype=np.bool_),
+            left=size,
+        )
+        with self._ready:
+            if self._closed:
+                raise Closed("the server is shutting down")
+            if size == 0:
+                job.over = True
+                done(job)
+                return job
+            self._admit(size, key, None if deadline is None or partial else deadline - job.submitted)
+            mine = [other for other in self._jobs if other.key == key]
+            job.served = min((other.served for other in mine), default=0.0)
+            if not mine:
+                # A key that comes back starts level with the others: it neither saved up nor owes anything.
+                active = {other.key for other in self._jobs}
+                self._served[key] = min((self._served[other] for other in active), default=0.0)
+                self._served = {name: count for name, count in self._served.items() if name in active or name == key}
+            self._jobs.append(job)
+            self._pairs += size
+            self._ready.notify_all()
+        return job
+
+    def _admit(self, size: int, key: str, time_left: float | None) -> None:
+        if not self._jobs:
+            return
+        config = self.config
+        whole = self._seconds(self._pairs)
+        retry = min(max(whole, 1.0), 60.0)
+        if len(self._jobs) >= config.max_requests:
+            raise Refused("requests", f"{len(self._jobs)} requests wait already; come again later", retry)
+        if self._pairs + size > config.max_pairs:
+            raise Refused("pairs", f"{self._pairs} pairs wait already; come again later", retry)
+        ahead = self._ahead(size)
+        if ahead > config.max_wait_ms / 1000:
+            raise Refused("wait", f"the wait would be some {ahead:.1f} s; come again later", retry)
+        needed = ahead + self._seconds(size)
+        if time_left is not None and ahead > 0 and needed > time_left:
+            raise Refused("deadline", f"the answer would take some {needed:.1f} s; come again later", retry)
+        mine = [job for job in self._jobs if job.key == key]
+        if len(mine) == len(self._jobs) or not mine:
+            return  # nobody else to share with
+        if (
+            len(mine) + 1 > config.key_share * config.max_requests
+            or sum(job.left for job in mine) + size > config.key_share * config.max_pairs
+        ):
+            raise Refused("key", "this API key has its share of the queue; come again later", retry)
+
+    def _ahead(self, size: int) -> float:
+        # The threads turn from job to job, so each one takes at most as much as the new one while that is there.
+        return self._seconds(sum(min(job.left, size) for job in self._jobs))
+
+    def _seconds(self, pairs: int) -> float:
+        """What so many pairs take all threads together; 0 before any were computed."""
+        seconds, computed = self._spent
+        return pairs * seconds / computed / len(self._threads) if computed else 0.0
+
+    def _drop(self, job: Job) -> None:
+        with self._ready:
+            if not job.over:
+                job.over = True
+                self._remove(job)
+
+    def _remove(self, job: Job) -> None:
+        if job in self._jobs:
+            self._jobs.remove(job)
+            self._pairs -= job.left
+        job.pieces.clear()
+
+    def _finish(self, job: Job, error: BaseException | None) -> None:
+        """Under the lock."""
+        if job.over:
+            return
+        job.over, job.error = True, error
+        self._remove(job)
+        try:
+            job.done(job)
+        except RuntimeError:  # the event loop has gone, and with it whoever waited
+            _log.debug("nobody waits for a finished job")
+
+    def _work(self, number: int) -> None:
+        while True:
+            with self._ready:
+                self._beats[number] = None
+                unit = None if self._closed else self._take()
+                while unit is None and not self._closed:
+                    self._ready.wait()
+                    unit = self._take()
+                if self._closed or unit is None:
+                    return
+                self._beats[number] = time.monotonic()
+            try:
+                if isinstance(unit, _Prepare):
+                    self._prepare(unit)
+                else:
+                    self._compute(unit)
+            except BaseException as error:  # a thread that dies would take its share of the capacity along
+                jobs = {id(unit.job): unit.job} if isinstance(unit, _Prepare) else {id(j): j for j, _ in unit}
+                with self._ready:
+                    for job in jobs.values():
+                        self._finish(job, error)
+
+    def _take(self) -> _Prepare | list[tuple[Job, _Piece]] | None:
+        """The next unit, of the job that has had least of the key that has had least. Under the lock."""
+        jobs = [job for job in self._jobs if job.has_unit()]
+        jobs.sort(key=lambda job: (self._served[job.key], job.served, job.left))
+        for job in jobs:
+            if not job.pieces:
+                start = job.next_start
+                job.next_start = min(start + job.chunk, len(job.work))
+                if job.started is None:
+                    job.started = time.monotonic()
+                if job.work.titles is not None:
+                    self._charge(job, (job.next_start - start) * _TOKENIZE_COST)
+                return _Prepare(job, start)
+            if self._running.get(id(job.scorer.backend), 0) < job.scorer.backend.workers:
+                return self._fill(job, jobs)
+        return None
+
+    def _fill(self, first: Job, jobs: list[Job]) -> list[tuple[Job, _Piece]]:
+        """A batch that begins with a piece of ``first``, and takes in others' where that is cheaper."""
+        batch = [(first, first.pieces.popleft())]
+        query_width, item_width = batch[0][1].query_width, batch[0][1].item_width
+        rows, apart = len(batch[0][1].rows), batch[0][1].padded
+        for job in jobs:
+            while job.pieces and job.scorer is first.scorer:
+                piece = job.pieces[0]
+                widths = max(query_width, piece.query_width), max(item_width, piece.item_width)
+                together = (rows + len(piece.rows)) * sum(widths)
+                if together > min(self.config.batch_tokens, apart + piece.padded + RUN_OVERHEAD):
+                    break
+                batch.append((job, job.pieces.popleft()))
+                (query_width, item_width), rows, apart = widths, rows + len(piece.rows), together
+        backend = id(first.scorer.backend)
+        self._running[backend] = self._running.get(backend, 0) + 1
+        for job, piece in batch:
+            self._charge(job, piece.padded)
+        return batch
+
+    def _charge(self, job: Job, tokens: int) -> None:
+        job.served += tokens
+        self._served[job.key] += tokens
+
+    def _prepare(self, unit: _Prepare) -> None:
+        job, start = unit.job, unit.start
+        before = time.perf_counter()
+        stop = min(start + job.chunk, len(job.work))
+        queries = job.queries if job.queries is not None else job.scorer.pairs.encode_queries(job.work.queries)
+        if job.work.titles is not None:
+            items = job.scorer.pairs.encode_items(job.work.titles[start:stop])
+        else:
+            assert job.work.items is not None and job.work.rows is not None
+            items = job.work.items.take(job.work.rows[start:stop])
+        query_rows = job.work.query_rows[start:stop]
+        chunk = _Chunk(start, items, query_rows)
+        query_lengths, item_lengths = queries.lengths[query_rows] + 2, items.lengths + 1
+        pieces = [
+            _Piece(chunk, rows, int(query_lengths[rows].max()), int(item_lengths[rows].max()))
+            for rows in job.scorer.batches(queries, query_rows, items, np.arange(len(items)))
+        ]
+        cut = items.truncated | queries.truncated[query_rows]
+        with self._ready:
+            job.tokenize_seconds += time.perf_counter() - before
+            job.queries = queries
+            if job.over:
+                return
+            job.truncated[start:stop] = cut
+            job.pieces.extend(pieces)
+            self._ready.notify_all()
+
+    def _compute(self, batch: list[tuple[Job, _Piece]]) -> None:
+        before = time.perf_counter()
+        try:
+            logits = self._forward(batch)
+        except Exception as error:
+            if len(batch) > 1:  # one of them may be at fault: find out which
+                for part in batch:
+                    self._compute_alone(part)
+                return
+            with self._ready:
+                self._finish(batch[0][0], error)
+            return
+        finally:
+            backend = id(batch[0][0].scorer.backend)
+            with self._ready:
+                self._running[backend] -= 1
+                if not self._running[backend]:
+                    del self._running[backend]
+                self._ready.notify_all()
+        self._store(batch, logits, time.perf_counter() - before)
+
+    def _compute_alone(self, part: tuple[Job, _Piece]) -> None:
+        before = time.perf_counter()
+        try:
+            logits = self._forward([part])
+        except Exception as error:
+            with self._ready:
+                self._finish(part[0], error)
+            return
+        self._store([part], logits, time.perf_counter() - before)
+
+    def _forward(self, batch: list[tuple[Job, _Piece]]) -> NDArray[np.float32]:
+        job, piece = batch[0]
+        chunk = piece.chunk
+        assert job.queries is not None
+        if len(batch) == 1:
+            return job.scorer.forward(job.queries, chunk.query_rows[piece.rows], chunk.items, piece.rows)
+        queries = [
+            job.queries.take(piece.chunk.query_rows[piece.rows]) for job, piece in batch if job.queries is not None
+        ]
+        items = [piece.chunk.items.take(piece.rows) for _, piece in batch]
+        rows = np.arange(sum(len(piece.rows) for _, piece in batch))
+        return job.scorer.forward(TokenRows.joined(queries), rows, TokenRows.joined(items), rows)
+
+    def _store(self, batch: list[tuple[Job, _Piece]], logits: NDArray[np.float32], seconds: float) -> None:
+        place, tokens, size = 0, 0, len(logits)
+        with self._ready:
+            for job, piece in batch:
+                rows = piece.rows
+                assert job.queries is not None
+                count = int((job.queries.lengths[piece.chunk.query_rows[rows]] + piece.chunk.items.lengths[rows]).sum())
+                tokens += count + 3 * len(rows)  # [CLS] and two [SEP]
+                if not job.over:
+                    places = rows + piece.chunk.start
+                    job.logits[places] = logits[place : place + len(rows)]
+                    job.scored[places] = True
+                    job.tokens += count + 3 * len(rows)
+                    job.left -= len(rows)
+                    job.score_seconds += seconds * len(rows) / size
+                    self._pairs -= len(rows)
+                    if job.left == 0:
+                        self._finish(job, None)
+                place += len(rows)
+            self._spent = (self._spent[0] * _FADING + seconds, self._spent[1] * _FADING + size)
+        if self._observer is not None:
+            width = max(p.query_width for _, p in batch) + max(p.item_width for _, p in batch)
+            self._observer.batch(size, tokens, size * width, len(batch))
+
+
+def running_threads(scorers: Sequence[Any]) -> int:
+    """How many threads keep the largest of the backends busy.
+
+    >>> running_threads([])
+    1
+    """
+    return max((scorer.backend.workers for scorer in scorers), default=1)

@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pertinent.engine.scorer import Scorer
+from pertinent.records import TokenBatch
+from pertinent.serving.queue import TEXT_CHUNK, Closed, DeadlinePassed, QueueConfig, Refused, ScoringQueue, Work
+
+TITLES = ["wireless earbuds", "usb cable", "", "日本語 イヤホン", "tea pot green " * 40, "usb cable"]
+Make = Callable[..., ScoringQueue]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """``make(threads, **settings)``: a queue that is closed after the test."""
+    made: list[ScoringQueue] = []
+
+    def build(threads: int = 2, **settings: Any) -> ScoringQueue:
+        made.append(ScoringQueue(QueueConfig(**settings), threads))
+        return made[-1]
+
+    yield build
+    for queue in made:
+        queue.close()
+
+
+def many(count: int) -> list[str]:
+    return [" ".join(["tea", "pot", "usb"][: 1 + place % 3]) + f" {place}" for place in range(count)]
+
+
+def soon(seconds: float) -> float:
+    return time.monotonic() + seconds
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    for _ in range(2_000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it did not come true")
+
+
+@pytest.mark.parametrize("titles", [TITLES, TITLES[:1], [""], ["tea"] * 40, many(TEXT_CHUNK * 2 + 7)])
+def test_scores_are_those_of_the_library(titles: list[str], tiny_scorer: Scorer, make: Make) -> None:
+    result = asyncio.run(make().score(Work.of_texts("usb cable", titles), tiny_scorer))
+    assert np.allclose(tiny_scorer.probabilities(result.logits), tiny_scorer.score("usb cable", titles), atol=1e-6)
+    assert result.scored.all()
+    assert result.truncated.tolist() == tiny_scorer.pairs.encode_items(titles).truncated.tolist()
+    assert result.seconds["total"] >= result.seconds["queue"] >= 0
+
+
+def test_no_pairs_give_an_empty_result(tiny_scorer: Scorer, make: Make) -> None:
+    result = asyncio.run(make().score(Work.of_texts("tea", []), tiny_scorer))
+    assert len(result.logits) == 0 and result.tokens == 0
+
+
+def test_scores_do_not_depend_on_requests_beside(tiny_scorer: Scorer, make: Make) -> None:
+    rng = np.random.default_rng(0)
+    calls = [(f"query {n % 7} usb", [many(60)[i] for i in rng.integers(0, 60, rng.integers(1, 30))]) for n in range(60)]
+    queue = make()
+
+    async def run() -> list[Any]:
+        return await asyncio.gather(*(queue.score(Work.of_texts(q, t), tiny_scorer) for q, t in calls))
+
+    for (query, titles), result in zip(calls, asyncio.run(run()), strict=True):
+        assert np.allclose(result.logits, tiny_scorer.logits(query, titles), atol=1e-5)
+    assert queue.waiting[:2] == (0, 0)
+
+
+def test_several_queries_and_indexed_rows_are_scored_too(tiny_scorer: Scorer, make: Make) -> None:
+    queries, titles = ["tea pot", "usb"], ["usb cable", "tea", "pot"]
+    work = Work(queries, np.array([0, 1, 0]), titles=titles)
+    expected = tiny_scorer.pair_logits([("tea pot", "usb cable"), ("usb", "tea"), ("tea pot", "pot")])
+    queue = make()
+    assert np.allclose(asyncio.run(queue.score(work, tiny_scorer)).logits, expected, atol=1e-5)
+    items = tiny_scorer.pairs.encode_items(many(50))
+    rows = np.array([49, 3, 3, 0])
+    result = asyncio.run(queue.score(Work.of_items("usb", items, rows), tiny_scorer))
+    assert np.allclose(result.logits, tiny_scorer.logits("usb", [many(50)[row] for row in rows]), atol=1e-5)
+
+
+def test_tokens_count_both_texts_and_three_marks(tiny_scorer: Scorer, make: Make) -> None:
+    result = asyncio.run(make().score(Work.of_texts("usb cable", ["tea pot", ""]), tiny_scorer))
+    assert result.tokens == (2 + 2 + 3) + (2 + 0 + 3)
+
+
+def test_single_pairs_of_many_requests_are_computed_together(speed_scorer: Any, make: Make) -> None:
+    scorer = speed_scorer(workers=1)
+    queue = make(threads=1)
+
+    async def run() -> None:
+        scorer.backend.hold.clear()
+        tasks = [asyncio.create_task(queue.score(Work.of_texts("tea", ["pot"]), scorer)) for _ in range(33)]
+        await eventually(lambda: queue.waiting[0] == 33)
+        scorer.backend.hold.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(run())
+    assert len(scorer.backend.batches) < 33
+    assert all(rows * width <= 512 for rows, width in scorer.backend.batches)
+
+
+def test_a_small_request_does_not_wait_for_a_huge_one(speed_scorer: Any, make: Make) -> None:
+    scorer, queue = speed_scorer(seconds=2e-6), make()
+
+    async def run() -> tuple[float, bool]:
+        huge = asyncio.create_task(queue.score(Work.of_texts("usb", many(10_000)), scorer))
+        await eventually(lambda: len(scorer.backend.batches) > 5)
+        before = time.perf_counter()
+        await queue.score(Work.of_texts("tea", many(10)), scorer)
+        taken = time.perf_counter() - before
+        busy = not huge.done()
+        await huge
+        return taken, busy
+
+    before = time.perf_counter()
+    taken, busy = asyncio.run(run())
+    assert busy and taken < (time.perf_counter() - before) / 4
+
+
+def test_a_key_with_many_requests_leaves_the_others_their_turn(speed_scorer: Any, make: Make) -> None:
+    scorer, queue = speed_scorer(seconds=4e-6, workers=1), make(threads=1)
+    order: list[str] = []
+
+    async def one(key: str, count: int) -> None:
+        await queue.score(Work.of_texts("usb", many(count)), scorer, key=key)
+        order.append(key)
+
+    async def run() -> None:
+        flood = [asyncio.create_task(one("flood", 200)) for _ in range(20)]
+        await eventually(lambda: queue.waiting[0] == 20)
+        await asyncio.gather(one("shop", 200), *flood)
+
+    asyncio.run(run())
+    assert order.index("shop") <= 4
+
+
+def test_past_the_deadline_an_answer_is_partial_where_asked_and_an_error_elsewhere(
+    speed_scorer: Any, make: Make
+) -> None:
+    scorer, queue = speed_scorer(seconds=1e-5), make()
+    work = Work.of_texts("usb", many(5_000))
+
+    async def run() -> Any:
+        with pytest.raises(DeadlinePassed):
+            await queue.score(work, scorer, deadline=soon(0.05))
+        return await queue.score(work, scorer, deadline=soon(0.2), partial=True)
+
+    result = asyncio.run(run())
+    assert 0 < result.scored.sum() < 5_000
+    assert np.allclose(result.logits[result.scored], scorer.logits("usb", many(5_000))[result.scored], atol=1e-5)
+    assert queue.waiting[:2] == (0, 0)
+
+
+def test_a_cancelled_request_is_dropped_at_the_next_batch(speed_scorer: Any, make: Make) -> None:
+    scorer, queue = speed_scorer(seconds=2e-6), make()
+
+    async def run() -> None:
+        task = asyncio.create_task(queue.score(Work.of_texts("usb", many(5_000)), scorer))
+        await eventually(lambda: len(scorer.backend.batches) > 3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert queue.waiting[:2] == (0, 0)
+
+    asyncio.run(run())
+    time.sleep(0.05)
+    done = len(scorer.backend.batches)
+    time.sleep(0.1)
+    assert len(scorer.backend.batches) == done
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [({"max_requests": 2}, "requests"), ({"max_pairs": 50}, "pairs"), ({"key_share": 0.005}, "key")],
+)
+def test_too_much_is_refused_with_a_time_to_come_again(
+    settings: dict[str, Any], reason: str, speed_scorer: Any, make: Make
+) -> None:
+    scorer, queue = speed_scorer(), make(**settings)
+
+    async def run() -> Refused:
+        scorer.backend.hold.clear()
+        tasks = [
+            asyncio.create_task(queue.score(Work.of_texts("usb", many(20)), scorer, key=f"k{n}")) for n in range(2)
+        ]
+        await eventually(lambda: queue.waiting[0] == 2)
+        with pytest.raises(Refused) as refused:
+            await queue.score(Work.of_texts("usb", many(20)), scorer, key="k0")
+        scorer.backend.hold.set()
+        await asyncio.gather(*tasks)
+        return refused.value
+
+    refused = asyncio.run(run())
+    assert refused.reason == reason and 1.0 <= refused.retry_after <= 90.0
+
+
+def test_a_wait_beyond_the_limit_or_the_deadline_is_refused_at_once(speed_scorer: Any, make: Make) -> None:
+    scorer, queue = speed_scorer(seconds=2e-6), make(max_wait_ms=100)
+
+    async def run() -> None:
+        await queue.score(Work.of_texts("usb", many(500)), scorer)
+        assert queue.estimate(100) == 0
+        big = asyncio.create_task(queue.score(Work.of_texts("usb", many(10_000)), scorer))
+        await eventually(lambda: queue.waiting[0] == 1)
+        before = time.perf_counter()
+        with pytest.raises(Refused) as refused:
+            await queue.score(Work.of_texts("usb", many(10_000)), scorer)
+        assert refused.value.reason == "wait" and time.perf_counter() - before < 0.05
+        with pytest.raises(Refused) as refused:
+            await queue.score(Work.of_texts("usb", many(500)), scorer, deadline=soon(0.005))
+        assert refused.value.reason == "deadline"
+        await queue.score(Work.of_texts("usb", many(5)), scorer)
+        big.cancel()
+
+    asyncio.run(run())
+
+
+class Failing:
+    """A backend that fails on a batch that holds a given token."""
+
+    name = "failing"
+    workers = 2
+
+    def __init__(self, token: int) -> None:
+        self.token = token
+
+    def forward(self, batch: TokenBatch) -> Any:
+        if (batch.token_ids == self.token).any():
+            raise MemoryError("no memory")
+        return np.zeros(len(batch), dtype=np.float32)
+
+
+def test_an_error_fails_its_own_request_and_no_other(tiny_pairs: Any, make: Make) -> None:
+    word = tiny_pairs.tokenizer.token_to_id("shoes")
+    scorer, queue = Scorer(Failing(word), tiny_pairs), make(threads=1)
+
+    async def run() -> list[Any]:
+        calls = [queue.score(Work.of_texts("tea", [title]), scorer) for title in ("pot", "shoes", "mug", "pot")]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    results = asyncio.run(run())
+    assert isinstance(results[1], MemoryError)
+    assert [len(result.logits) for place, result in enumerate(results) if place != 1] == [1, 1, 1]
+    assert queue.waiting[:2] == (0, 0) and queue.stalled(1.0) is None
+
+
+def test_a_batch_that_never_ends_is_noticed(speed_scorer: Any, make: Make) -> None:
+    scorer, queue = speed_scorer(), make()
+
+    async def run() -> None:
+        scorer.backend.hold.clear()
+        task = asyncio.create_task(queue.score(Work.of_texts("usb", ["tea"]), scorer))
+        await eventually(lambda: "busy" in (queue.stalled(0.1) or ""))
+        scorer.backend.hold.set()
+        await task
+        await eventually(lambda: queue.stalled(0.1) is None)
+
+    asyncio.run(run())
+
+
+def test_closing_fails_what_waits_and_refuses_what_comes(speed_scorer: Any, make: Make) -> None:
+    scorer, queue = speed_scorer(), make()
+
+    async def run() -> None:
+        scorer.backend.hold.clear()
+        task = asyncio.create_task(queue.score(Work.of_texts("usb", many(100)), scorer))
+        await eventually(lambda: queue.waiting[0] == 1)
+        threading.Timer(0.05, scorer.backend.hold.set).start()
+        await asyncio.to_thread(queue.close)
+        with pytest.raises(Closed):
+            await task
+        with pytest.raises(Closed):
+            await queue.score(Work.of_texts("usb", many(1)), scorer)
+
+    asyncio.run(run())
