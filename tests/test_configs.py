@@ -8,6 +8,7 @@ import pytest
 
 from pertinent.config import Config
 from pertinent.data.synthetic import SynthesizeConfig
+from pertinent.mining.run import MineConfig
 from pertinent.studies import StudyConfig
 from pertinent.training.run import TrainConfig
 
@@ -19,6 +20,7 @@ CLASSES: dict[str, type[Config]] = {
     "train*.yaml": TrainConfig,
     "shipped-*.yaml": TrainConfig,
     "synthesize*.yaml": SynthesizeConfig,
+    "mine*.yaml": MineConfig,
 }
 
 

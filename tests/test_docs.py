@@ -31,6 +31,7 @@ SETTINGS_PAGES = {
     "index": "engine.md",
     "bench": "engine.md",
     "data synthesize": "synthetic-shop.md",
+    "mine": "mining.md",
 }
 
 
@@ -119,6 +120,7 @@ def test_every_setting_is_a_flag_or_documented(command: str) -> None:
         ("engine.md", "Index", "index"),
         ("engine.md", "Export", "export"),
         ("synthetic-shop.md", "Settings", "data synthesize"),
+        ("mining.md", "Settings", "mine"),
     ],
 )
 def test_defaults_in_the_docs_are_those_of_the_code(name: str, heading: str, command: str) -> None:

@@ -37,6 +37,7 @@ need("pyarrow", "logs")
 
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
+from pydantic import field_validator  # noqa: E402
 
 from pertinent.mining.checks import CheckConfig, check_events  # noqa: E402
 from pertinent.mining.clicks import ClickConfig, deepest_levels, frequent_pairs, repeated, resampled  # noqa: E402
@@ -135,6 +136,11 @@ class MineConfig(Config):
     sequences: SequenceConfig = SequenceConfig()
     unlabeled: UnlabeledConfig = UnlabeledConfig()
     progress: bool = True
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _duckdb_unless_named(cls, value: Any) -> Any:
+        return {"type": "duckdb", **value} if isinstance(value, dict) else value
 
     @property
     def kept_days(self) -> int:
