@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,17 @@ from pydantic import Field
 from tokenizers import Tokenizer
 
 from pertinent.config import Config
-from pertinent.errors import ArtifactError, DataError
+from pertinent.errors import ArtifactError, ConfigError, DataError
 from pertinent.records import Item, TokenBatch, TokenRows
 from pertinent.text import MAX_CHARACTERS, normalize
 
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
+    from pertinent.lexicon.tagger import Tagger
+
 TOKENIZER_FILE = "tokenizer.json"
+TAGGER_FOLDER = "tagger"
 CONTROL_TOKENS = ("[CLS]", "[SEP]", "[PAD]")
 
 
@@ -49,10 +55,14 @@ class PairTokenizer:
     """A WordPiece tokenizer and a layout: texts in, token rows and batches out.
 
     Text is always text: ``[SEP]`` typed by a user becomes ordinary pieces, never a control token.
+    With a ``tagger`` the rows carry the term class of each token.
     """
 
-    def __init__(self, tokenizer: Tokenizer, config: PairConfig) -> None:
+    def __init__(self, tokenizer: Tokenizer, config: PairConfig, tagger: Tagger | None = None) -> None:
+        if tagger is not None and not config.normalize:
+            raise ConfigError("pairs.normalize: false, but term classes are found in normalized text; set it to true")
         self.config = config
+        self.tagger = tagger
         self.tokenizer = Tokenizer.from_str(tokenizer.to_str())  # our settings must not leak into the caller's
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
@@ -67,16 +77,19 @@ class PairTokenizer:
         path = Path(folder) / TOKENIZER_FILE
         if not path.is_file():
             raise ArtifactError(f"{path}: missing; a model folder needs its tokenizer")
+        tagger = _read_tagger(Path(folder) / TAGGER_FOLDER)
         try:
-            return cls(Tokenizer.from_file(str(path)), config)
+            return cls(Tokenizer.from_file(str(path)), config, tagger)
         except ArtifactError as error:
             raise ArtifactError(f"{path}: {error}") from None
         except Exception as error:  # the library raises plain Exception for any broken file
             raise ArtifactError(f"{path}: not a readable tokenizer ({error})") from None
 
     def save(self, folder: str | Path) -> None:
-        """Write ``tokenizer.json``, which Hugging Face tokenizers read too."""
+        """Write ``tokenizer.json``, which Hugging Face tokenizers read too, and the tagger's folder."""
         self.tokenizer.save(str(Path(folder) / TOKENIZER_FILE))
+        if self.tagger is not None:
+            self.tagger.save(Path(folder) / TAGGER_FOLDER)
 
     @property
     def vocabulary_size(self) -> int:
@@ -142,23 +155,43 @@ class PairTokenizer:
 
     def describe(self) -> dict[str, Any]:
         """What decides how a text becomes ids: equal for two tokenizers that give equal rows."""
-        return {"config": self.config.plain(), "tokenizer": self.tokenizer.to_str()}
+        tagger = {} if self.tagger is None else {"tagger": self.tagger.digest}
+        return {"config": self.config.plain(), "tokenizer": self.tokenizer.to_str(), **tagger}
 
     def _encode(self, texts: Sequence[str], limit: int) -> TokenRows:
         prepared = [normalize(text) if self.config.normalize else _clean(text) for text in texts]
-        encodings = self.tokenizer.encode_batch_fast(prepared, add_special_tokens=False)
+        # The fast way does not tell where tokens stand in the text.
+        encode = self.tokenizer.encode_batch_fast if self.tagger is None else self.tokenizer.encode_batch
+        encodings = encode(prepared, add_special_tokens=False)
         rows = [encoding.ids for encoding in encodings]
         truncated = [len(row) > limit or len(t) > MAX_CHARACTERS for row, t in zip(rows, texts, strict=True)]
         rows = [row[:limit] for row in rows]
         offsets = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64)
         ids = np.fromiter((token for row in rows for token in row), dtype=np.int32, count=int(offsets[-1]))
-        return TokenRows(ids, offsets, np.array(truncated, dtype=np.bool_))
+        return TokenRows(ids, offsets, np.array(truncated, dtype=np.bool_), self._classes(prepared, encodings, limit))
+
+    def _classes(self, texts: Sequence[str], encodings: Sequence[Encoding], limit: int) -> NDArray[np.int8] | None:
+        if self.tagger is None:
+            return None
+        from pertinent.lexicon.tagger import token_classes
+
+        found = zip(encodings, self.tagger.tag_normalized(texts), strict=True)
+        rows = [token_classes(encoding.offsets[:limit], spans) for encoding, spans in found]
+        return np.concatenate([np.zeros(0, dtype=np.int8), *rows])
 
     def _special(self, token: str) -> int:
         number = self.tokenizer.token_to_id(token)
         if number is None:
             raise ArtifactError(f"the tokenizer has no {token} token; pertinent reads BERT-style WordPiece tokenizers")
         return int(number)
+
+
+def _read_tagger(folder: Path) -> Tagger | None:
+    if not folder.is_dir():
+        return None
+    from pertinent.lexicon.tagger import Tagger
+
+    return Tagger.load(folder)
 
 
 def item_text(item: Item, fields: Sequence[str] = ("title",)) -> str:

@@ -6,9 +6,11 @@ those of ei-SRC, section 5.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
@@ -65,6 +67,12 @@ class Tagger:
         self.gazetteer = gazetteer
         self.crf = crf
         self.config = config
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal for two taggers that find the same terms in every text."""
+        settings, weights = self._parts()
+        return hashlib.sha256(settings.encode() + (weights or b"")).hexdigest()[:12]
 
     @classmethod
     def train(cls, examples: Sequence[LabeledText], gazetteer: Gazetteer, config: TaggerConfig) -> Self:
