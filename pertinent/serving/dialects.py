@@ -10,161 +10,100 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 from numpy.typing import NDArray
 
+from pertinent.serving.bodies import (
+    InfinityBody,
+    InfinityReply,
+    MixedbreadBody,
+    MixedbreadReply,
+    MixedbreadResult,
+    NimBody,
+    NimReply,
+    PredictBody,
+    Prediction,
+    Rank,
+    Ranking,
+    RerankBody,
+    RerankReply,
+    Result,
+    ScoreBody,
+    ScoreReply,
+    ScoreResult,
+    TeiBody,
+    Texts,
+    TotalUsage,
+    Usage,
+    VllmBody,
+    VoyageBody,
+    VoyageReply,
+)
 from pertinent.serving.messages import Answer, ErrorShape, Request, WireError, log_odds
 from pertinent.serving.reading import Document, blank_rows, one_text, read, required, texts, whole
-
-Number = int | float
-Query = str | dict[str, Any]
 
 # --- what comes -------------------------------------------------------------------------------
 
 
-class RerankBody(msgspec.Struct):
-    """Cohere v1 and v2, Jina, vLLM, Infinity, Xinference, SiliconFlow."""
-
-    query: Query | None = None
-    documents: list[Document] | None = None
-    model: str | None = None
-    top_n: Number | None = None
-    return_documents: bool | None = None
-    rank_fields: list[str] | None = None
-    max_tokens_per_doc: Number | None = None
-    priority: Number | None = None
-    use_activation: bool | None = None
-    raw_scores: bool | None = None
-    request_id: str | None = None
-    max_chunks_per_doc: Any = None
-    relevant_spans: Any = None
-    max_tokens_per_query: Any = None
-    truncate_prompt_tokens: Any = None
-    truncation_side: Any = None
-    instruction: Any = None
-    overlap_tokens: Any = None
+_RERANK_UNUSED = ("max_chunks_per_doc", "relevant_spans", "instruction", "overlap_tokens")
+_ACTIVATION = ("use_activation", "activation", "softmax")
+_VLLM_UNUSED = ("max_tokens_per_query", "truncate_prompt_tokens", "truncation_side")
 
 
-class VoyageBody(msgspec.Struct):
-    """Voyage."""
-
-    query: str | None = None
-    documents: list[Document] | None = None
-    model: str | None = None
-    top_k: Number | None = None
-    return_documents: bool | None = None
-    truncation: bool | None = None
-
-
-class MixedbreadBody(msgspec.Struct):
-    """Mixedbread."""
-
-    query: str | None = None
-    input: list[Document] | None = None
-    model: str | None = None
-    rank_fields: list[str] | None = None
-    top_k: Number | None = None
-    return_input: bool | None = None
-    rewrite_query: Any = None
-
-
-class NimBody(msgspec.Struct):
-    """NVIDIA NIM."""
-
-    query: Query | None = None
-    passages: list[Document] | None = None
-    model: str | None = None
-    truncate: Literal["NONE", "END"] | None = None
-
-
-class TeiBody(msgspec.Struct):
-    """Text Embeddings Inference, ``/rerank``."""
-
-    query: str | None = None
-    texts: list[Document] | None = None
-    raw_scores: bool | None = None
-    return_text: bool | None = None
-    truncate: bool | None = None
-    truncation_direction: Literal["Left", "left", "Right", "right"] | None = None
-    model: str | None = None
-
-
-class TextPair(msgspec.Struct):
-    """A query and a text as text-classification endpoints take them."""
-
-    text: str
-    text_pair: str
-
-
-class PredictBody(msgspec.Struct):
-    """Text Embeddings Inference, ``/predict``."""
-
-    inputs: str | list[Any] | dict[str, Any] | None = None
-    raw_scores: bool | None = None
-    truncate: bool | None = None
-    truncation_direction: Literal["Left", "left", "Right", "right"] | None = None
-    model: str | None = None
-
-
-Texts = str | dict[str, Any] | list[Document]
-
-
-class ScoreBody(msgspec.Struct):
-    """vLLM ``/score``: one of four pairs of names."""
-
-    model: str | None = None
-    queries: Texts | None = None
-    documents: Texts | None = None
-    items: Texts | None = None
-    text_1: Texts | None = None
-    text_2: Texts | None = None
-    data_1: Texts | None = None
-    data_2: Texts | None = None
-    use_activation: bool | None = None
-    priority: Number | None = None
-    request_id: str | None = None
-    truncate_prompt_tokens: Any = None
-
-
-_RERANK_UNUSED = (
-    "max_chunks_per_doc",
-    "relevant_spans",
-    "max_tokens_per_query",
-    "truncate_prompt_tokens",
-    "truncation_side",
-    "instruction",
-    "overlap_tokens",
-)
-
-
-def _parse_rerank(dialect: str, least_top: int) -> Callable[[bytes, str], Request]:
-    """Parser of the Cohere family; ``least_top`` is 0 where ``top_n: 0`` asks for all."""
+def _parse_cohere(dialect: str) -> Callable[[bytes, str], Request]:
+    """Parser of Cohere v1, v2 and Jina; scores are always probabilities there."""
 
     def parse(body: bytes, path: str) -> Request:
         given, repaired = read(body, RerankBody)
-        documents = texts(given.documents, "documents", given.rank_fields)
-        return Request(
-            dialect=dialect,
-            query=one_text(given.query, "query"),
-            documents=documents,
-            top=whole(given.top_n, "top_n", least_top) or None,
-            return_documents=bool(given.return_documents),
-            raw_documents=_raw(given.documents, given.return_documents),
-            model=given.model,
-            logits=given.use_activation is False or given.raw_scores is True,
-            max_document_tokens=whole(given.max_tokens_per_doc, "max_tokens_per_doc", 0) or None,
-            priority=whole(given.priority, "priority", -(2**31)) or 0,
-            request_id=given.request_id,
-            bad=blank_rows(documents),
-            repaired=repaired,
-            unused=_given(given, _RERANK_UNUSED),
-        )
+        return _rerank(dialect, given, repaired, least_top=1)
 
     return parse
+
+
+def _parse_vllm(dialect: str) -> Callable[[bytes, str], Request]:
+    """Parser of vLLM and of the shared route, where ``top_n: 0`` asks for all."""
+
+    def parse(body: bytes, path: str) -> Request:
+        given, repaired = read(body, VllmBody)
+        request = _rerank(dialect, given, repaired, least_top=0)
+        request.request_id = given.request_id
+        request.unused += _given(given, _VLLM_UNUSED)
+        if dialect == "vllm":
+            request.logits = False in (given.use_activation, given.activation, given.softmax)
+        else:  # scores of the shared route are in [0, 1], or thresholds would change their meaning
+            request.unused += _given(given, _ACTIVATION)
+        return request
+
+    return parse
+
+
+def _parse_infinity(body: bytes, path: str) -> Request:
+    given, repaired = read(body, InfinityBody)
+    request = _rerank("infinity", given, repaired, least_top=1)
+    request.logits = bool(given.raw_scores)
+    return request
+
+
+def _rerank(dialect: str, given: RerankBody, repaired: int, least_top: int) -> Request:
+    documents = texts(given.documents, "documents", given.rank_fields)
+    return Request(
+        dialect=dialect,
+        query=one_text(given.query, "query"),
+        documents=documents,
+        top=whole(given.top_n, "top_n", least_top) or None,
+        return_documents=bool(given.return_documents),
+        raw_documents=_raw(given.documents, given.return_documents),
+        model=given.model,
+        max_document_tokens=whole(given.max_tokens_per_doc, "max_tokens_per_doc", 0) or None,
+        priority=whole(given.priority, "priority", -(2**31)) or 0,
+        bad=blank_rows(documents),
+        repaired=repaired,
+        unused=_given(given, _RERANK_UNUSED),
+    )
 
 
 def _parse_voyage(body: bytes, path: str) -> Request:
@@ -337,125 +276,6 @@ def _raw(documents: list[Document] | None, wanted: bool | None) -> list[Any] | N
 # --- what goes --------------------------------------------------------------------------------
 
 
-class Usage(msgspec.Struct):
-    """Tokens read."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
-class TotalUsage(msgspec.Struct):
-    """Tokens read, as Voyage says it."""
-
-    total_tokens: int
-
-
-class Result(msgspec.Struct, omit_defaults=True):
-    """One result of the Cohere family; Voyage and Infinity give ``document`` as a string."""
-
-    index: int
-    relevance_score: float
-    document: dict[str, str] | str | UnsetType = UNSET
-
-
-class RerankReply(msgspec.Struct):
-    """The Cohere family."""
-
-    id: str
-    model: str
-    results: list[Result]
-    usage: Usage
-    meta: dict[str, Any]
-
-
-class InfinityReply(msgspec.Struct):
-    """Infinity."""
-
-    id: str
-    object: str
-    model: str
-    results: list[Result]
-    usage: Usage
-    created: int
-
-
-class VoyageReply(msgspec.Struct):
-    """Voyage."""
-
-    object: str
-    model: str
-    usage: TotalUsage
-    data: list[Result]
-
-
-class MixedbreadResult(msgspec.Struct, omit_defaults=True):
-    """One result of Mixedbread."""
-
-    index: int
-    score: float
-    object: str
-    input: Any = UNSET
-
-
-class MixedbreadReply(msgspec.Struct):
-    """Mixedbread."""
-
-    model: str
-    usage: Usage
-    object: str
-    top_k: int
-    return_input: bool
-    data: list[MixedbreadResult]
-
-
-class Ranking(msgspec.Struct):
-    """One result of NVIDIA NIM."""
-
-    index: int
-    logit: float
-
-
-class NimReply(msgspec.Struct):
-    """NVIDIA NIM."""
-
-    rankings: list[Ranking]
-    usage: Usage
-
-
-class Rank(msgspec.Struct, omit_defaults=True):
-    """One result of Text Embeddings Inference."""
-
-    index: int
-    score: float
-    text: str | UnsetType = UNSET
-
-
-class Prediction(msgspec.Struct):
-    """One class of ``/predict``."""
-
-    score: float
-    label: str
-
-
-class ScoreResult(msgspec.Struct):
-    """One result of vLLM's ``/score``."""
-
-    index: int
-    object: str
-    score: float
-
-
-class ScoreReply(msgspec.Struct):
-    """vLLM ``/score``."""
-
-    id: str
-    object: str
-    created: int
-    model: str
-    data: list[ScoreResult]
-    usage: Usage
-
-
 def values(request: Request, answer: Answer) -> NDArray[np.float64]:
     """The numbers to show, in the order of the documents, float64 ``[n]``; never NaN or infinite."""
     shown = answer.scores
@@ -593,28 +413,16 @@ class Dialect:
     reply: Any
 
 
-def _family(name: str, title: str, least_top: int = 1, errors: ErrorShape = "detail", version: str = "1") -> Dialect:
-    parse, render = _parse_rerank(name, least_top), _render_rerank(version)
-    return Dialect(name, title, errors, parse, render, RerankBody, RerankReply)
-
-
 _PREDICTIONS = list[Prediction] | list[list[Prediction]]
+_V1, _V2 = _render_rerank("1"), _render_rerank("2")
 _ALL = (
-    _family("cohere", "Cohere v2", version="2"),
-    _family("cohere-v1", "Cohere v1"),
-    _family("jina", "Jina"),
-    _family("union", "Cohere v1, Jina, Xinference and SiliconFlow", least_top=0),
-    _family("vllm", "vLLM rerank", least_top=0, errors="openai"),
+    Dialect("cohere", "Cohere v2", "detail", _parse_cohere("cohere"), _V2, RerankBody, RerankReply),
+    Dialect("cohere-v1", "Cohere v1", "detail", _parse_cohere("cohere-v1"), _V1, RerankBody, RerankReply),
+    Dialect("jina", "Jina", "detail", _parse_cohere("jina"), _V1, RerankBody, RerankReply),
+    Dialect("union", "Cohere v1, Jina and relatives", "detail", _parse_vllm("union"), _V1, VllmBody, RerankReply),
+    Dialect("vllm", "vLLM rerank", "openai", _parse_vllm("vllm"), _V1, VllmBody, RerankReply),
     Dialect("vllm-score", "vLLM score", "openai", _parse_score, _render_score, ScoreBody, ScoreReply),
-    Dialect(
-        "infinity",
-        "Infinity",
-        "infinity",
-        _parse_rerank("infinity", 1),
-        _render_infinity,
-        RerankBody,
-        InfinityReply,
-    ),
+    Dialect("infinity", "Infinity", "infinity", _parse_infinity, _render_infinity, InfinityBody, InfinityReply),
     Dialect("voyage", "Voyage", "detail", _parse_voyage, _render_voyage, VoyageBody, VoyageReply),
     Dialect(
         "mixedbread", "Mixedbread", "detail", _parse_mixedbread, _render_mixedbread, MixedbreadBody, MixedbreadReply

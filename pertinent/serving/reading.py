@@ -22,8 +22,10 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 Document = str | dict[str, Any] | None
 
 _MARK = b"\xef\xbb\xbf"
-# Every escape is taken whole, so that an escaped backslash is never read as the start of one.
-_ESCAPES = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F]..)|.)", re.DOTALL)
+# Escapes of surrogates after an even run of backslashes: a pair, or one that stands alone.
+_SURROGATES = re.compile(
+    rb"(?<!\\)((?:\\\\)*)(?:(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+)
 _KEY_BEFORE = re.compile(rb'"([^"\\]{1,100})"\s*:\s*-?$')
 _NOT_NUMBERS = (b"NaN", b"Infinity")
 
@@ -64,12 +66,14 @@ def mend_surrogates(body: bytes) -> tuple[bytes, int]:
 
     def mended(match: re.Match[bytes]) -> bytes:
         nonlocal repaired
-        if match[1] is None:
+        if match[2] is not None:
             return match[0]
         repaired += 1
-        return b"\\ufffd"
+        return match[1] + b"\\ufffd"
 
-    return _ESCAPES.sub(mended, body), repaired
+    if b"\\ud" not in body and b"\\uD" not in body:
+        return body, 0
+    return _SURROGATES.sub(mended, body), repaired
 
 
 def _check_utf8(body: bytes) -> None:

@@ -42,6 +42,7 @@ __all__ = [
     "clean_path",
     "error_body",
     "error_status",
+    "find_route",
     "log_odds",
     "nim_health",
     "parse",
@@ -135,6 +136,23 @@ ROUTES: tuple[Route, ...] = (
     *(route for name, routes in _MOUNTED.items() for route in _mount(name, routes)),
     Route("GET", "/tei", "health", (), "tei"),
 )
+
+
+_EXACT = {(route.method, route.path): route for route in ROUTES if "{" not in route.path}
+_TEMPLATES = [(route, re.compile(re.sub(r"\{\w+:path\}", "(.+)", route.path))) for route in ROUTES if "{" in route.path]
+
+
+def find_route(method: str, path: str) -> Route | None:
+    """The route of a method and a clean path, None where there is none.
+
+    >>> route = find_route("POST", "/nim/v1/retrieval/nvidia/shop/reranking")
+    >>> route.path if route else None
+    '/nim/v1/retrieval/{model:path}/reranking'
+    """
+    exact = _EXACT.get((method, path))
+    if exact is not None:
+        return exact
+    return next((route for route, form in _TEMPLATES if route.method == method and form.fullmatch(path)), None)
 
 
 class _Marks(msgspec.Struct):
