@@ -273,6 +273,24 @@ COMMANDS: dict[str, Command] = {
             "pertinent data synthesize --out runs/shop --config configs/synthesize.yaml",
         ),
     ),
+    "lexicon": Command(
+        "learn the words of a catalog: tokens of their own for domain words, and term classes",
+        "pertinent.lexicon.run:LexiconConfig",
+        "pertinent.lexicon.run:learn",
+        "pertinent.commands:show_artifact",
+        (
+            ITEMS,
+            Flag("--log", "log", "a search log with a column query, or a folder of pertinent mine", metavar="FILE"),
+            COLUMNS,
+            Flag("--base", "base", "the tokenizer to extend; left out: that of the shipped model", metavar="FOLDER"),
+            Flag("--limit", "limit", "how many words to add at most", positive, "N"),
+            OUT,
+        ),
+        (
+            "pertinent lexicon --items catalog.csv --out runs/lexicon",
+            "pertinent lexicon --items catalog.parquet --log runs/mined --limit 5000 --out runs/lexicon",
+        ),
+    ),
     "study": Command(
         "train and compare several models over seeds, and print one table",
         "pertinent.studies:StudyConfig",

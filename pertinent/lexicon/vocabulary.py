@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer
 
 from pertinent.lexicon.pairs import PairTokenizer
-from pertinent.lexicon.terms import splitting_words
+from pertinent.lexicon.terms import splitting_words, word_counts
 from pertinent.text import normalize, words
 
 # [CLS] query [SEP] title [SEP]
@@ -71,7 +71,7 @@ def extend_pairs(pairs: PairTokenizer, added: Iterable[str]) -> tuple[PairTokeni
     split = splitting_words(pairs.tokenizer, added)
     number = pairs.tokenizer.get_vocab()
     pieces = [[number[piece] for piece in own] for own in split.values()]
-    return PairTokenizer(extend_tokenizer(pairs.tokenizer, split), pairs.config), pieces
+    return PairTokenizer(extend_tokenizer(pairs.tokenizer, split), pairs.config, pairs.tagger), pieces
 
 
 def extend_embedding(rows: NDArray[np.float32], pieces: Sequence[Sequence[int]]) -> NDArray[np.float32]:
@@ -97,9 +97,12 @@ def text_subtokens(texts: Sequence[str], base: Tokenizer, extended: Tokenizer) -
     return _average(len(texts), counted, token_counts(base, texts).sum(), token_counts(extended, texts).sum())
 
 
-def word_subtokens(texts: Sequence[str], base: Tokenizer, extended: Tokenizer) -> Subtokens:
-    """Average tokens a word, over the words of the texts as often as they occur."""
-    return text_subtokens([word for text in texts for word in words(text)], base, extended)
+def word_subtokens(texts: Iterable[str], base: Tokenizer, extended: Tokenizer) -> Subtokens:
+    """Average tokens a word on its own, over the words of the texts as often as they occur."""
+    counts = word_counts(texts)
+    times = np.array(list(counts.values()), dtype=np.int64)
+    sums = [(token_counts(tokenizer, counts) * times).sum() for tokenizer in (base, extended)]
+    return _average(counts.total(), counts.total(), *sums)
 
 
 def pair_subtokens(pairs: Sequence[tuple[str, str]], base: Tokenizer, extended: Tokenizer) -> Subtokens:

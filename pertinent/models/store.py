@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from pertinent.artifact import Artifact, read_json, write_json
 from pertinent.config import Config
 from pertinent.errors import ArtifactError, ConfigError, shorten
 from pertinent.lexicon.pairs import PairConfig, PairTokenizer
+from pertinent.lexicon.vocabulary import extend_embedding, extend_pairs
 from pertinent.models import MODELS
 from pertinent.models.weights import WeightsType, load_weights, pack, unpack
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 WEIGHTS_FILE = "model.safetensors"
 MODEL_FILE = "model.json"
+# The parameter with one row a token, in every network.
+TOKEN_ROWS = "embeddings.token.weight"
 # What texts and layout are held against without loading the network.
 _COUNTS = ("vocabulary_size", "max_positions")
 
@@ -85,6 +88,28 @@ def load_network(artifact: Artifact) -> tuple[nn.Module, PairTokenizer]:
         first = str(error).splitlines()[-1].strip()
         raise ArtifactError(f"{artifact.path / WEIGHTS_FILE}: does not fit {MODEL_FILE}: {first}") from None
     return network.eval(), pairs
+
+
+def extend_vocabulary(
+    network: nn.Module, pairs: PairTokenizer, words: Iterable[str]
+) -> tuple[nn.Module, PairTokenizer]:
+    """Network and tokenizer with a token for each word that the tokenizer splits, if any.
+
+    A new word's embedding is the mean of those of its old pieces (ei-SRC, section 4); all else is as
+    it was, and so are the scores of texts without these words. The given network stays as it is.
+    """
+    import torch
+
+    extended, pieces = extend_pairs(pairs, words)
+    state = dict(network.state_dict())
+    name = next(name for name in state if name.endswith(TOKEN_ROWS))
+    # Rows beyond the tokenizer's ids belong to no token: some folders round their number up.
+    rows = state[name][: pairs.vocabulary_size].detach().to("cpu").numpy()
+    state[name] = torch.from_numpy(extend_embedding(rows, pieces))
+    config: Any = network.config
+    bigger = build_network({**config.plain(), "vocabulary_size": len(state[name])})
+    bigger.load_state_dict(state)
+    return bigger.train(network.training), extended
 
 
 def load_pairs(artifact: Artifact) -> PairTokenizer:

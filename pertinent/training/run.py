@@ -30,6 +30,8 @@ from pertinent.evaluation.evaluate import RESAMPLES, evaluate_scores
 from pertinent.evaluation.result import Evaluation
 from pertinent.folders import locate, shipped_folder
 from pertinent.lexicon.pairs import PairConfig, PairTokenizer
+from pertinent.lexicon.store import KIND as LEXICON
+from pertinent.lexicon.store import Lexicon
 from pertinent.models.store import rounded
 from pertinent.models.weights import WeightsType
 from pertinent.probability import CALIBRATION_FILE, Calibration, probability_curve
@@ -64,6 +66,7 @@ class TrainConfig(FitConfig):
     ``start`` is ``shipped``, a model artifact, a Hugging Face BERT folder or name, or
     ``package:NAME/FOLDER``; none starts from random weights with the words of ``tokenizer``, a
     folder or package folder with ``tokenizer.json`` (left out: those of the shipped model).
+    ``lexicon`` is a folder of ``pertinent lexicon``, whose words get tokens of their own.
     ``layers`` picks layers of a BERT. ``model`` overrides sizes of the network, ``pairs`` is the
     layout; a model artifact brings its own.
 
@@ -82,6 +85,7 @@ class TrainConfig(FitConfig):
     examples: tuple[str, ...] = ()
     start: str | None = SHIPPED
     tokenizer: str | None = None
+    lexicon: str | None = None
     layers: tuple[int, ...] | None = Field(None, min_length=1)
     model: dict[str, Any] | None = None
     pairs: PairConfig | None = None
@@ -141,7 +145,27 @@ def train(config: TrainConfig) -> Artifact:
 
 
 def starting_network(config: TrainConfig) -> tuple[nn.Module, PairTokenizer]:
-    """The network to train and its tokenizer; what is random in it depends on the seed alone."""
+    """The network to train and its tokenizer; what is random in it depends on the seed alone.
+
+    A network that reads term classes gets a tagger: that of the lexicon, else of its start, else the one that
+    comes with pertinent.
+    """
+    from pertinent.models.store import extend_vocabulary
+
+    lexicon = None if config.lexicon is None else Lexicon.load(config.lexicon)
+    network, pairs = _start(config)
+    if lexicon is not None:
+        network, pairs = extend_vocabulary(network, pairs, lexicon.words)
+    settings: Any = network.config  # every network of ours has one
+    if settings.term_classes and (lexicon is not None or pairs.tagger is None):
+        from pertinent.lexicon.tagger import Tagger
+
+        tagger = Tagger.shipped() if lexicon is None else lexicon.tagger
+        pairs = PairTokenizer(pairs.tokenizer, pairs.config, tagger)
+    return network, pairs
+
+
+def _start(config: TrainConfig) -> tuple[nn.Module, PairTokenizer]:
     import torch
 
     from pertinent.models.interchange import start_from
@@ -262,7 +286,7 @@ def _write_model(
     }
     thresholds = _thresholds(scores["valid"], data.relevant(valid))
     paths = {**data.files, **{f"examples.{number}": Path(path) for number, path in enumerate(config.examples)}}
-    inputs = input_digests(paths)
+    inputs = input_digests(paths) | _lexicon_version(config)
     settings: Any = network.config  # every network of ours has one
     stop = "stopped early" if result.stopped_early else "ran to the end"
     card = CardFacts(
@@ -273,7 +297,7 @@ def _write_model(
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         weights_dtype=config.weights_dtype,
         counts=_counts(data, training_pairs),
-        sources={name: inputs.get(name, "") for name in paths},
+        sources={name: inputs.get(name, "") for name in dict.fromkeys([*paths, *inputs])},
         licenses=config.licenses,
         left_out=left_out,
         positive_grade=data.positive_grade,
@@ -352,6 +376,10 @@ def _thresholds(probabilities: NDArray[np.float32], relevant: NDArray[np.bool_])
         "for_recall": recalls,
         "table": threshold_table(probabilities, relevant),
     }
+
+
+def _lexicon_version(config: TrainConfig) -> dict[str, str]:
+    return {} if config.lexicon is None else {"lexicon": open_artifact(config.lexicon, kind=LEXICON).version}
 
 
 def _counts(data: JudgedData, training_pairs: int) -> dict[str, tuple[str, str]]:
