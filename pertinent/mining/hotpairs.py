@@ -92,10 +92,11 @@ def with_places(table: Table, by: str, keys: list[str]) -> Table:
     )
     joined = table.join(sizes.drop("same", "weight"), by)
     number = ibis.row_number().over(ibis.window(group_by=by, order_by=[joined[key].asc() for key in keys]))
-    joined = joined.mutate(number=number)
+    joined = joined.mutate(number_among_equals=number)
     return joined.mutate(
-        rank=joined.rows_above + joined.number, weight_before=joined.weight_above + joined.number * joined[by]
-    ).drop("rows_above", "weight_above", "number")
+        rank=joined.rows_above + joined.number_among_equals,
+        weight_before=joined.weight_above + joined.number_among_equals * joined[by],
+    ).drop("rows_above", "weight_above", "number_among_equals")
 
 
 def _inside(place: ibis.Value, total: ibis.Value, fraction: Fraction) -> ibis.Value:
