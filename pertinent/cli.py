@@ -139,6 +139,31 @@ COMMANDS: dict[str, Command] = {
             'pertinent score "wireless earbuds" --items runs/index --model runs/model --json',
         ),
     ),
+    "explain": Command(
+        "show tokens, term classes and matched words of a query and its best items",
+        "pertinent.explain:ExplainConfig",
+        "pertinent.explain:explain",
+        "pertinent.commands:show_explanation",
+        (
+            Flag("query", "query", "what a shopper types"),
+            MODEL,
+            ITEMS,
+            Flag("--top", "top", "how many items to explain", positive, "N"),
+            Flag(
+                "--lexicon",
+                "lexicon",
+                "a folder of pertinent lexicon, whose terms are shown; left out: the model's own or the shipped ones",
+                metavar="FOLDER",
+            ),
+            BACKEND,
+            THREADS,
+            COLUMNS,
+        ),
+        (
+            'pertinent explain "wireless earbuds" --items catalog.csv',
+            'pertinent explain "red wool socks" runs/model --items catalog.csv --top 1 --json',
+        ),
+    ),
     "train": Command(
         "train a relevance model from judgments",
         "pertinent.training.run:TrainConfig",

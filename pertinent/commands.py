@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pertinent.engine.scorer import Scorer
     from pertinent.evaluation.evaluate import EvaluateConfig
     from pertinent.evaluation.result import Evaluation
+    from pertinent.explain import ExplainConfig, ExplainedText, Explanation
     from pertinent.mining.run import MineConfig
 
 # Scorers that are fitted on the titles they score, by the name they have on the command line.
@@ -250,6 +251,33 @@ def show_health(result: Health, config: Config) -> None:
     if fixes:
         print_lines(["", "to add what is missing:", *(f"  {fix}" for fix in fixes)])
     print_lines(["", "scoring works here" if result.can_score else "scoring does not work here yet"])
+
+
+def show_explanation(result: Explanation, config: ExplainConfig) -> None:
+    """Print the query's terms, then each item's with the words that matched."""
+    print_lines([f"query: {printable(result.query.text)}", f"tokens: {_pieces(result.query)}"])
+    print_table(["term", "class", "source"], [[t.text, t.term_class, t.source] for t in result.query.terms])
+    for item in result.results:
+        terms = " · ".join(f"{term.text} [{term.term_class}, {term.source}]" for term in item.read.terms)
+        matched = " · ".join(_MATCHED[match.how].format(match) for match in item.matches)
+        print_lines(
+            [
+                "",
+                f"{item.rank}. {printable(item.item_id)}  {item.score:.4f}  {printable(item.title)}",
+                f"   tokens: {_pieces(item.read)}",
+                f"   terms: {printable(terms) or 'none'}",
+                f"   matched: {printable(matched) or 'none'}",
+            ]
+        )
+    print_lines(["", f"{len(result.results)} of {result.items} items, by {result.model} {result.version}".rstrip()])
+
+
+_MATCHED = {"exact": "{0.word}", "form": "{0.word} ~ {0.title_word}", "none": "{0.word}: not there"}
+
+
+def _pieces(text: ExplainedText) -> str:
+    """The tokens of a text; those that the model does not read stand in brackets."""
+    return printable(" ".join(token.text if token.read else f"({token.text})" for token in text.tokens)) or "none"
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

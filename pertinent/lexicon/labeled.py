@@ -67,20 +67,28 @@ def labeled(text: str, tokens: Sequence[str], tags: Sequence[str], classes: Mapp
     return LabeledText(normal, tuple(span for span in spans if span[2]))
 
 
-def weak_labels(items: Iterable[Item], config: GazetteerConfig) -> list[LabeledText]:
-    """Titles labeled by their items' own attribute values and by pattern rules.
+def labels_of_titles(items: Iterable[Item], config: GazetteerConfig, limit: int) -> list[LabeledText]:
+    """Up to ``limit`` titles labeled by their items' own attribute values and by pattern rules.
 
-    Only titles in which a ``core`` value stands are taken: the others miss the most. A title is
-    taken once.
+    Weak labels: what an item's attributes do not say, or say in other words, has none. Only titles
+    in which a ``core`` value stands are taken, the others miss the most; a title is taken once.
+
+    >>> item = Item("1", "Red Wool Socks 2 pack", category="Socks", attributes={"color": "Red", "material": "Wool"})
+    >>> labels_of_titles([item], GazetteerConfig(), 10)[0].spans
+    ((0, 3, 5), (4, 8, 1), (9, 14, 6), (15, 21, 4))
     """
     found: dict[str, LabeledText] = {}
     core, columns = CLASS_IDS["core"], ColumnClasses(config.classes)
     for item in items:
+        if len(found) == limit:
+            break
         terms = sorted(item_terms(item, columns, config.max_words), reverse=True)
         entries = {phrase: (class_id, 1) for phrase, class_id in terms}
+        if all(class_id != core for class_id, _ in entries.values()):
+            continue
         text = normalize(item.title)
         words = split_words(text)
-        matches = Gazetteer(entries, config).matches(words) if core in [c for c, _ in entries.values()] else []
+        matches = Gazetteer(entries, config).matches(words)
         if any(match.class_id == core for match in matches):
             spans = tuple((words.starts[m.first], words.ends[m.last - 1], m.class_id) for m in matches)
             found.setdefault(text, LabeledText(text, spans))

@@ -39,8 +39,8 @@ _FORBIDDEN = np.float32(-1e9)
 class CrfConfig(Config):
     """How the classifier is trained: penalties on the weights (``c1`` makes most of them zero) and passes."""
 
-    c1: float = Field(0.2, ge=0)
-    c2: float = Field(0.02, ge=0)
+    c1: float = Field(0.1, ge=0)
+    c2: float = Field(0.2, ge=0)
     passes: int = Field(120, ge=1)
     min_frequency: int = Field(1, ge=1)
 

@@ -1,0 +1,186 @@
+"""Why an item was found: tokens, term classes, and which words of the query its title has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from pertinent.config import Config
+from pertinent.errors import ConfigError
+from pertinent.lexicon.gazetteer import other_number, split_words
+from pertinent.text import normalize
+
+if TYPE_CHECKING:
+    from pertinent.lexicon.pairs import PairTokenizer
+    from pertinent.lexicon.tagger import Tagger, TermSpan
+
+How = Literal["exact", "form", "none"]
+_ENDINGS = ("'s", "’s", "ings", "ing", "ers", "er", "ed", "e")
+
+
+class ExplainConfig(Config):
+    """Settings of ``pertinent explain``."""
+
+    query: str
+    items: str
+    top: int = Field(3, ge=1)
+    model: str | None = None
+    lexicon: str | None = None
+    backend: str | None = None
+    threads: int | None = Field(None, ge=1)
+    columns: dict[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A piece of a text as the model reads it; ``read`` is False beyond the model's length."""
+
+    text: str
+    term_class: str
+    read: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A term with its class, and what gave it: gazetteer, pattern or classifier."""
+
+    text: str
+    term_class: str
+    source: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class WordMatch:
+    """A word of the query, the word of the title that it met, and how: the same word, another form, none."""
+
+    word: str
+    how: How
+    title_word: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedText:
+    """A text as it was read: normalized, its tokens and its terms."""
+
+    text: str
+    tokens: tuple[Token, ...]
+    terms: tuple[Term, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedItem:
+    """An item, its score, its title as it was read, and where the query's words are in it."""
+
+    rank: int
+    item_id: str
+    title: str
+    score: float
+    read: ExplainedText
+    matches: tuple[WordMatch, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A query and its best items, explained."""
+
+    query: ExplainedText
+    model: str
+    version: str
+    items: int
+    results: tuple[ExplainedItem, ...]
+
+    def plain(self) -> dict[str, Any]:
+        """JSON-able values."""
+        return asdict(self)
+
+
+def explain(config: ExplainConfig) -> Explanation:
+    """Query and best items of a catalog with tokens, term classes, matched words and scores."""
+    from pertinent.data.readers import read_items
+    from pertinent.engine.scorer import Scorer
+
+    if not config.query.strip():
+        raise ConfigError("the query is empty; give what a shopper would type")
+    scorer = Scorer.load(config.model, backend=config.backend, threads=config.threads)
+    items = read_items(Path(config.items), rename=config.columns)
+    tagger = _tagger(config.lexicon, scorer.pairs)
+    pairs, layout = scorer.pairs, scorer.pairs.config
+    results = []
+    for rank, scored in enumerate(scorer.rank(config.query, items, top=config.top), start=1):
+        title = scored.item.title
+        read = explain_text(title, pairs, tagger, layout.item_length - 1)
+        found = word_matches(config.query, title)
+        results.append(ExplainedItem(rank, scored.item.item_id, title, scored.score, read, tuple(found)))
+    query = explain_text(config.query, pairs, tagger, layout.query_length - 2)
+    return Explanation(query, scorer.name, scorer.version, len(items), tuple(results))
+
+
+def explain_text(text: str, pairs: PairTokenizer, tagger: Tagger, limit: int) -> ExplainedText:
+    """A text's tokens and terms; tokens from ``limit`` on are not read by the model."""
+    normal = normalize(text)
+    spans = tagger.tag_normalized([normal])[0]
+    encoding = pairs.tokenizer.encode(normal, add_special_tokens=False)
+    classes = _classes(encoding.offsets, spans)
+    pieces = zip(encoding.tokens, classes, strict=True)
+    tokens = tuple(Token(piece, name, place < limit) for place, (piece, name) in enumerate(pieces))
+    return ExplainedText(normal, tokens, tuple(Term(s.text, s.term_class, s.source, s.start, s.end) for s in spans))
+
+
+def word_matches(query: str, title: str) -> list[WordMatch]:
+    """Each word of a query with the word of the title that is equal, or another form of it.
+
+    >>> [(m.word, m.how, m.title_word) for m in word_matches("tshirts for running", "Runner's T-Shirt, for men")]
+    [('tshirts', 'form', 't-shirt'), ('for', 'exact', 'for'), ('running', 'form', "runner's")]
+    """
+    there = split_words(normalize(title)).texts
+    known = set(there)
+    by_stem = {stem(word): word for word in reversed(there)}  # the first word of a stem stays
+    found = []
+    for word in split_words(normalize(query)).texts:
+        form = by_stem.get(stem(word))
+        how: How = "exact" if word in known else "form" if form else "none"
+        found.append(WordMatch(word, how, word if word in known else form))
+    return found
+
+
+def stem(word: str) -> str:
+    """What the forms of an English word have in common, roughly; other words stay as they are.
+
+    >>> [stem(word) for word in ["mugs", "t-shirts", "running", "runner's", "12v", "glass", "ring"]]
+    ['mug', 'tshirt', 'run', 'run', '12v', 'glass', 'ring']
+    """
+    if not word.isascii() or any(character.isdigit() for character in word):
+        return word
+    cut = word.removesuffix("'s").replace("-", "")
+    if cut.endswith("s"):
+        cut = next(iter(other_number(cut)), cut) if not cut.endswith("ss") else cut
+    for ending in _ENDINGS:
+        if cut.endswith(ending) and len(cut) >= len(ending) + 3:
+            cut = cut.removesuffix(ending)
+            break
+    else:
+        return cut
+    return cut[:-1] if cut[-1] == cut[-2] and cut[-1] not in "ls" else cut
+
+
+def _tagger(lexicon: str | None, pairs: PairTokenizer) -> Tagger:
+    """The tagger of the lexicon named, else the model's own, else the one that comes with pertinent."""
+    if lexicon is not None:
+        from pertinent.lexicon.store import Lexicon
+
+        return Lexicon.load(lexicon).tagger
+    from pertinent.lexicon.tagger import Tagger
+
+    return pairs.tagger or Tagger.shipped()
+
+
+def _classes(offsets: Sequence[tuple[int, int]], spans: Sequence[TermSpan]) -> list[str]:
+    from pertinent.lexicon.tagger import TERM_CLASSES, token_classes
+
+    return [TERM_CLASSES[number] for number in token_classes(offsets, spans)]
