@@ -36,6 +36,8 @@ RELEVANT = 0.5
 FAVORITES = 3
 _ALIAS_SPLITS = (0.6, 0.2, 0.2)
 _ALIAS_SLOPE = 0.5
+# How far the shop's own order of an alias's items lasts from day to day, where that of a real query is 1.
+_ALIAS_ORDER = 0.3
 _CONSONANTS, _VOWELS = "bdfgklmnprstvxz", "aeiou"
 
 
@@ -191,7 +193,7 @@ def build_queries(
         items = np.array([*alias.members, *alias.others], dtype=np.int64)
         size = len(items)
         found[row, :size], known[row, :size] = items, True
-        strength[row, :size] = uniform(seed, "alias order", row, np.arange(size))
+        strength[row, :size] = _ALIAS_ORDER * uniform(seed, "alias order", row, np.arange(size))
         grade[row, : len(alias.members)] = 1.0
     popularity = _popularity([len(judged[key]) for key in keys], len(aliases), alias_share, unsearched, seed)
     texts = [*(spelling[key] for key in keys), *(alias.query for alias in aliases)]
