@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pertinent.serving.wire import DIALECTS, ROUTES, Answer, WireError, error_body, find_route, parse, rank_order
+from pertinent.serving.wire import DIALECTS, Answer, WireError, error_body, find_route, parse, rank_order
 
 # Path, name of the documents, name of the count, where the results are, name of the score.
 SORTED: dict[str, tuple[str, str, str | None, str | None, str]] = {
@@ -25,6 +25,23 @@ SORTED: dict[str, tuple[str, str, str | None, str | None, str]] = {
     "nim": ("/v1/ranking", "passages", None, "rankings", "logit"),
     "tei": ("/rerank", "texts", None, None, "score"),
 }
+# fmt: off
+FIELDS = (
+    "query", "queries", "documents", "texts", "input", "inputs", "passages", "items", "text_1", "text_2", "data_1",
+    "data_2", "model", "top_n", "top_k", "truncate", "truncation", "rank_fields", "return_documents", "return_text",
+    "return_input", "raw_scores", "max_tokens_per_doc", "priority",
+)
+# fmt: on
+PATHS = (
+    "/v2/rerank",
+    "/v1/rerank",
+    "/rerank",
+    "/infinity/rerank",
+    "/v1/reranking",
+    "/v1/ranking",
+    "/score",
+    "/predict",
+)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 probabilities = st.floats(0, 1, width=32) | st.sampled_from([0.0, 1.0, 0.5])
 anything = st.recursive(
@@ -73,65 +90,39 @@ def test_one_result_a_document_best_first_and_floats(
         assert [result[name] for result in results] == [float(np.float32(scores[index])) for index in indexes]
 
 
-@pytest.mark.parametrize("path", sorted({route.path for route in ROUTES if route.serves == "score"}))
+@pytest.mark.parametrize("path", PATHS)
 @given(body=st.binary(max_size=60) | anything.map(lambda value: json.dumps(value).encode()))
 @settings(max_examples=60, deadline=None)
 def test_any_bytes_are_a_request_or_an_error_of_the_client(path: str, body: bytes) -> None:
     only_errors_of_the_client(path, body)
 
 
-_FIELDS = [
-    "query",
-    "queries",
-    "documents",
-    "texts",
-    "input",
-    "inputs",
-    "passages",
-    "items",
-    "text_1",
-    "text_2",
-    "data_1",
-    "data_2",
-    "model",
-    "top_n",
-    "top_k",
-    "truncate",
-    "truncation",
-    "rank_fields",
-    "return_documents",
-    "return_text",
-    "return_input",
-    "raw_scores",
-    "max_tokens_per_doc",
-    "priority",
-]
-
-
-@pytest.mark.parametrize("path", sorted({route.path for route in ROUTES if route.serves == "score"}))
-@given(body=st.dictionaries(st.sampled_from(_FIELDS), anything | st.lists(texts, max_size=3), max_size=6))
+@pytest.mark.parametrize("path", PATHS)
+@given(body=st.dictionaries(st.sampled_from(FIELDS), anything | st.lists(texts, max_size=3), max_size=6))
 @settings(max_examples=60, deadline=None)
 def test_any_values_of_known_fields_are_a_request_or_an_error_of_the_client(path: str, body: Any) -> None:
     only_errors_of_the_client(path, json.dumps(body).encode())
 
 
 def only_errors_of_the_client(path: str, body: bytes) -> None:
-    path = path.replace("{model:path}", "shop")
     route = find_route("POST", path)
     assert route is not None
+    error: WireError | None = None
     try:
         request = parse(route, body, path)
-    except WireError as error:
+    except WireError as caught:
+        error = caught
+    if error is not None:
         assert error.status in (400, 422)
         assert error.shape is not None and error.message
         json.loads(error_body(error, error.shape, "r1"))
-    else:
-        assert request.documents and all(isinstance(document, str) for document in request.documents)
-        assert len(request.pairs()) == len(request.documents)
-        assert request.top is None or request.top >= 1
-        scores = np.linspace(0, 1, len(request.documents), dtype=np.float32)
-        answer = Answer(scores=scores, order=rank_order(scores, request.top))
-        json.loads(DIALECTS[request.dialect].render(request, answer))
+        return
+    assert request.documents and all(isinstance(document, str) for document in request.documents)
+    assert len(request.pairs()) == len(request.documents)
+    assert request.top is None or request.top >= 1
+    scores = np.linspace(0, 1, len(request.documents), dtype=np.float32)
+    answer = Answer(scores=scores, order=rank_order(scores, request.top))
+    json.loads(DIALECTS[request.dialect].render(request, answer))
 
 
 @given(documents=st.lists(st.text(max_size=10), min_size=1, max_size=5))

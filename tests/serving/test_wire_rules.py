@@ -493,25 +493,13 @@ def test_info_has_every_field_that_clients_read() -> None:
     }
     info = json.loads(tei_info(**common))
     assert info["model_type"] == {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}}
-    assert set(info) == set(
-        [
-            "model_id",
-            "model_sha",
-            "model_dtype",
-            "served_model_name",
-            "model_type",
-            "max_concurrent_requests",
-            "max_input_length",
-            "max_batch_tokens",
-            "max_batch_requests",
-            "max_client_batch_size",
-            "auto_truncate",
-            "tokenization_workers",
-            "version",
-            "sha",
-            "docker_label",
-        ]
-    )
+    # fmt: off
+    assert set(info) == {
+        "model_id", "model_sha", "model_dtype", "served_model_name", "model_type", "max_concurrent_requests",
+        "max_input_length", "max_batch_tokens", "max_batch_requests", "max_client_batch_size", "auto_truncate",
+        "tokenization_workers", "version", "sha", "docker_label",
+    }
+    # fmt: on
     classes = json.loads(tei_info(**common, labels=("exact", "irrelevant")))
     assert classes["model_type"]["classifier"]["id2label"] == {"0": "exact", "1": "irrelevant"}
 
