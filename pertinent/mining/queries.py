@@ -35,8 +35,8 @@ class ClarityConfig(Config):
     """When a query is clear: it has ``min_terms`` terms, a core term, and a term that modifies it.
 
     ``require_modifier: false`` is the paper to the letter, which counts words as they are written.
-    With ``join_unknown`` a word without a class right before a core term is a part of it, as "sports"
-    in "sports shoes"; without it is a modifier, as "nike" in "nike shoes".
+    With ``join_unknown`` a word without a class beside a core term is a part of it, as "sports" in "sports
+    shoes" and "rack" in "shoe rack"; without, it is a modifier, as "nike" in "nike shoes".
     """
 
     min_terms: int = Field(2, ge=1)
@@ -64,11 +64,15 @@ class QueryConfig(Config):
 
 
 class Term(NamedTuple):
-    """A word, or the words that a tagger joined; ``term_class`` is ``none`` where it knows no class."""
+    """A word, or the words that a tagger joined; ``term_class`` is ``none`` where it knows no class.
+
+    ``apart`` says that a word such as "for" parts it from the term before.
+    """
 
     start: int
     text: str
     term_class: str
+    apart: bool = False
 
 
 def clear_queries(queries: Table, tag: Tag, config: ClarityConfig) -> Table:
@@ -80,7 +84,7 @@ def clear_queries(queries: Table, tag: Tag, config: ClarityConfig) -> Table:
     """
     distinct = queries.select("query").distinct().order_by("query")
     columns: dict[str, list[object]] = {name: [] for name in CLARITY}
-    for batch in distinct.to_pyarrow_batches():
+    for batch in distinct.to_pyarrow().to_batches():
         for query in batch.column("query").to_pylist():
             row = (query, *clarity(query, tag(query), config))
             for values, value in zip(columns.values(), row, strict=True):
@@ -142,31 +146,44 @@ def terms(query: str, spans: Sequence[TermSpan]) -> list[Term]:
     ['running shoes', 'men']
     """
     found = [Term(span.start, span.text, span.term_class) for span in spans]
-    place = 0
+    glue, place = [], 0
     for word in words(query):
         place = query.index(word, place)
         end = place + len(word)
-        covered = any(span.start < end and place < span.end for span in spans)
-        if not covered and word not in GLUE:
-            found.append(Term(place, word, UNKNOWN))
+        if not any(span.start < end and place < span.end for span in spans):
+            if word in GLUE:
+                glue.append(place)
+            else:
+                found.append(Term(place, word, UNKNOWN))
         place = end
-    return sorted(found)
+    ordered = sorted(found)
+    before = [-1, *(term.start for term in ordered)]
+    return [
+        term._replace(apart=any(start < spot < term.start for spot in glue))
+        for start, term in zip(before, ordered, strict=False)
+    ]
 
 
 def head_terms(found: Sequence[Term], join_unknown: bool) -> list[Term]:
     """The terms that only say what the thing is: the first core terms that stand together.
 
-    With ``join_unknown`` also a word of letters before them that has no class.
+    With ``join_unknown`` also a word of letters on either side of them that has no class.
 
     >>> nouns = [Term(0, "nike", "none"), Term(5, "sports", "none"), Term(12, "shoes", "core")]
     >>> [term.text for term in head_terms(nouns, True)]
     ['sports', 'shoes']
     """
-    classes = [term.term_class == CORE for term in found]
-    if True not in classes:
+    core = [place for place, term in enumerate(found) if term.term_class == CORE]
+    if not core:
         return []
-    start = classes.index(True)
-    end = classes.index(False, start) if False in classes[start:] else len(found)
-    if join_unknown and start > 0 and found[start - 1].term_class == UNKNOWN and found[start - 1].text.isalpha():
-        start -= 1
+    start = end = core[0]
+    while end < len(found) and found[end].term_class == CORE and (end == start or not found[end].apart):
+        end += 1
+    if join_unknown:
+        start -= start > 0 and not found[start].apart and _unknown_word(found[start - 1])
+        end += end < len(found) and not found[end].apart and _unknown_word(found[end])
     return list(found[start:end])
+
+
+def _unknown_word(term: Term) -> bool:
+    return term.term_class == UNKNOWN and term.text.isalpha()
