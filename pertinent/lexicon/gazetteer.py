@@ -371,7 +371,8 @@ def other_number(phrase: str) -> list[str]:
     >>> other_number("coffee mugs"), other_number("watch"), other_number("glass"), other_number("batteries")
     (['coffee mug'], ['watches'], ['glasses'], ['battery'])
     """
-    if len(phrase) < 3 or not phrase[-1].isalpha() or not phrase.isascii():
+    last = phrase.rpartition(" ")[2]
+    if len(last) < 3 or not last.isascii() or not last.replace("-", "").isalpha() or last[-1] == "-":
         return []
     if phrase.endswith("ies") and len(phrase) > 4:
         return [phrase[:-3] + "y"]
