@@ -22,7 +22,7 @@ from pertinent.records import Item, TokenBatch, TokenRows
 from pertinent.text import MAX_CHARACTERS, normalize
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
+    from tokenizers import AddedToken, Encoding
 
     from pertinent.lexicon.tagger import Tagger
 
@@ -68,8 +68,12 @@ class PairTokenizer:
         self.tokenizer.no_truncation()
         self.tokenizer.encode_special_tokens = True
         self.cls_id, self.sep_id, self.pad_id = (self._special(t) for t in CONTROL_TOKENS)
-        # Some folders list them as ordinary added words, which typed text would match.
-        self.tokenizer.add_special_tokens(list(CONTROL_TOKENS))
+        # Some folders list them as ordinary added words, which typed text would match. Adding takes
+        # as long as loading where there are thousands of added words, so only what is not there.
+        added = self.tokenizer.get_added_tokens_decoder()
+        ordinary = [token for token in CONTROL_TOKENS if not _is_special(added.get(self._special(token)))]
+        if ordinary:
+            self.tokenizer.add_special_tokens(ordinary)
 
     @classmethod
     def load(cls, folder: str | Path, config: PairConfig) -> Self:
@@ -184,6 +188,10 @@ class PairTokenizer:
         if number is None:
             raise ArtifactError(f"the tokenizer has no {token} token; pertinent reads BERT-style WordPiece tokenizers")
         return int(number)
+
+
+def _is_special(token: AddedToken | None) -> bool:
+    return token is not None and token.special
 
 
 def _read_tagger(folder: Path) -> Tagger | None:

@@ -1,0 +1,122 @@
+"""Sub-tokens before and after vocabulary extension on the sample catalogs, and what that costs in speed.
+
+    python benchmarks/lexicon_subtokens.py --out benchmarks/lexicon_subtokens.json
+
+Words are learned from titles alone, never from queries. ``catalog``: from all titles, as a shop does.
+``held_out``: a tenth of the titles (by MD5), and all titles of judged pairs of the splits valid and
+test, are not learned from; tokens of these are counted. Pairs are those of valid and test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from pertinent.data.readers import judgments_of, read_items, read_table
+from pertinent.data.samples import JUDGED, sample_path
+from pertinent.data.splits import bucket
+from pertinent.folders import shipped_folder
+from pertinent.lexicon.pairs import TOKENIZER_FILE, PairConfig, PairTokenizer
+from pertinent.lexicon.run import LexiconConfig
+from pertinent.lexicon.terms import domain_words, word_counts
+from pertinent.lexicon.vocabulary import extend_tokenizer, subtoken_report
+from pertinent.text import normalize
+
+CATALOGS = ("esci", "icecat", "pricerunner", "fashion")
+SPEED_TITLES = 3_000
+ROUNDS = 9
+
+
+def read(name: str) -> tuple[list[str], list[tuple[str, str]]]:
+    """Titles of a sample catalog, and its judged pairs of valid and test."""
+    folder = sample_path(name)
+    titles = read_table(folder / "items.parquet").need_texts("title")
+    if name not in JUDGED:
+        return titles, []
+    judgments = judgments_of(read_table(folder / "judgments.parquet"), read_items(folder / "items.parquet"))
+    return titles, [(row.query, row.title) for row in judgments if row.split in ("valid", "test")]
+
+
+def measure(
+    titles: list[str], pairs: list[tuple[str, str]], base: Tokenizer, limit: int, min_count: int
+) -> dict[str, Any]:
+    """Both tables of the paper for one catalog."""
+    judged = {normalize(title) for _, title in pairs}
+    keys = [normalize(title) for title in titles]
+    out = [key in judged or bucket(key, "lexicon") < 0.1 for key in keys]
+    learned = [title for title, held in zip(titles, out, strict=True) if not held]
+    held_out = list(dict.fromkeys(title for title, held in zip(titles, out, strict=True) if held))
+    added = domain_words(word_counts(learned), base, limit, min_count)
+    extended = extend_tokenizer(base, [each.word for each in added])
+    unseen = subtoken_report(held_out, pairs, base, extended)
+    added = domain_words(word_counts(titles), base, limit, min_count)
+    extended = extend_tokenizer(base, [each.word for each in added])
+    seen = subtoken_report(list(dict.fromkeys(titles)), pairs, base, extended)
+    return {
+        "words_added": len(added),
+        "catalog": {name: row.plain() for name, row in seen.items()},
+        "held_out": {name: row.plain() for name, row in unseen.items()},
+        "top": [each.word for each in added[:20]],
+    }
+
+
+def speed(titles: list[str], base: Tokenizer) -> dict[str, Any]:
+    """Seconds to load and to encode titles with and without 20,000 added words, the best of several rounds."""
+    added = domain_words(word_counts(titles), base, 20_000, 1)
+    extended = extend_tokenizer(base, [each.word for each in added])
+    chosen = sorted(titles, key=lambda title: bucket(title, "speed"))[:SPEED_TITLES]
+    found: dict[str, Any] = {"titles": len(chosen), "words_added": len(added)}
+    pairs = {name: PairTokenizer(each, PairConfig()) for name, each in (("base", base), ("extended", extended))}
+    for _ in range(ROUNDS):  # in turns, so that a busy moment hits both
+        for name, each in pairs.items():
+            start = time.perf_counter()
+            each.encode_items(chosen)
+            seconds = time.perf_counter() - start
+            found[name] = round(min(found.get(name, seconds), seconds), 4)
+    found["ratio"] = round(found["extended"] / found["base"], 3)
+    for name, each in (("base", base), ("extended", extended)):
+        text = each.to_str()
+        start = time.perf_counter()
+        Tokenizer.from_str(text)
+        found[f"load_{name}"] = round(time.perf_counter() - start, 4)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--limit", type=int, default=LexiconConfig.model_fields["limit"].default)
+    parser.add_argument("--min-count", type=int, default=LexiconConfig.model_fields["min_count"].default)
+    arguments = parser.parse_args()
+    base = Tokenizer.from_file(str(shipped_folder() / TOKENIZER_FILE))
+    catalogs = {name: read(name) for name in CATALOGS}
+    catalogs["all"] = (
+        [title for titles, _ in catalogs.values() for title in titles],
+        [pair for _, pairs in catalogs.values() for pair in pairs],
+    )
+    results = {}
+    for name, (titles, pairs) in catalogs.items():
+        results[name] = measure(titles, pairs, base, arguments.limit, arguments.min_count)
+        for part in ("catalog", "held_out"):
+            for per, row in results[name][part].items():
+                print(
+                    f"| {name} | {part} | {per} | {row['texts']:,} | {row['words']:.2f} | {row['base']:.2f} | "
+                    f"{row['extended']:.2f} | {row['saving']:.1%} |"
+                )
+        print(f"{name}: {results[name]['words_added']:,} words, such as {', '.join(results[name]['top'])}\n")
+    settings = {"limit": arguments.limit, "min_count": arguments.min_count}
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    report = {"settings": settings, "machine": machine, "catalogs": results, "speed": speed(catalogs["all"][0], base)}
+    print(report["speed"])
+    arguments.out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
