@@ -7,13 +7,21 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
+import uvicorn
 
 from pertinent.artifact import Artifact
+from pertinent.engine.index import IndexConfig, ItemIndex
 from pertinent.engine.scorer import Scorer
 from pertinent.lexicon.pairs import PairTokenizer
-from pertinent.records import TokenBatch
+from pertinent.records import Item, TokenBatch
+from pertinent.serving.app import App, build_app
+from pertinent.serving.config import ServeConfig
+from pertinent.serving.registry import Registry, Served
+from pertinent.serving.run import _settings, bind
+from pertinent.serving.telemetry import EventLog
 
 
 class SetSpeed:
@@ -50,3 +58,70 @@ def tiny_scorer(tiny_artifact: Artifact) -> Iterator[Scorer]:
     scorer = Scorer.load(tiny_artifact.path, threads=2)
     yield scorer
     scorer.close()
+
+
+THRESHOLDS = {"for_recall": {"90%": 0.5, "95%": 0.4, "99%": 0.2}, "table": []}
+
+
+class Lines:
+    """A stream that keeps what the event log writes."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+
+class Running:
+    """A server in a thread, on a port of its own."""
+
+    def __init__(self, config: ServeConfig, models: Registry) -> None:
+        self.lines = Lines()
+        self.app: App = build_app(config, models, EventLog(self.lines))  # type: ignore[arg-type]
+        self.socket = bind("127.0.0.1", 0)
+        self.port: int = self.socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.server = uvicorn.Server(uvicorn.Config(self.app, **_settings(config)))
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]}, daemon=True)
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.005)
+        self.client = httpx2.Client(base_url=self.url, timeout=30, trust_env=False)
+
+    def post(self, path: str, body: Any, **named: Any) -> httpx2.Response:
+        return self.client.post(path, json=body, **named)
+
+    def stop(self) -> None:
+        self.client.close()
+        self.server.should_exit = True
+        self.thread.join(10)
+        self.socket.close()
+
+
+@pytest.fixture(scope="module")
+def tiny_index(tiny_pairs: PairTokenizer, tmp_path_factory: pytest.TempPathFactory) -> ItemIndex:
+    titles = ["wireless earbuds", "usb cable", "tea pot green", "", "日本語 イヤホン", "coffee mug for men"]
+    items = [Item(f"B{n}" if n % 2 else str(n), f"{titles[n % 6]} {n}") for n in range(200)]
+    folder = tmp_path_factory.mktemp("index") / "index"
+    return ItemIndex.build(items, tiny_pairs, folder, config=IndexConfig(progress=False))
+
+
+@pytest.fixture(scope="module")
+def start() -> Iterator[Callable[..., Running]]:
+    """``start(scorer, index=None, **settings)``: a running server; all are stopped in the end."""
+    running: list[Running] = []
+
+    def run(scorer: Scorer, index: ItemIndex | None = None, **settings: Any) -> Running:
+        config = ServeConfig(**{"watch_seconds": 0, "drain_timeout": 1.0, **settings})
+        served = Served("tiny", scorer, index, THRESHOLDS)
+        running.append(Running(config, Registry([served], any_model=config.any_model)))
+        return running[-1]
+
+    yield run
+    for each in running:
+        each.stop()

@@ -1,0 +1,578 @@
+"""The application: routes, limits, keys, and the one table from an error to a status.
+
+Scoring routes are plain ASGI from the socket to the queue; what a dialect looks like is in ``wire``, what
+may be sent in ``limits``, who may ask in ``access``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pertinent.errors import PertinentError, ScoringError
+from pertinent.serving import native, wire
+from pertinent.serving.access import Keys
+from pertinent.serving.config import ServeConfig
+from pertinent.serving.limits import ClientGone, Limits, Receive, check_head, check_request, read_body
+from pertinent.serving.messages import Answer, ErrorShape, Request, WireError
+from pertinent.serving.openapi import openapi_document
+from pertinent.serving.queue import Closed, DeadlinePassed, Refused, Result, ScoringQueue, Work, running_threads
+from pertinent.serving.registry import Registry, Served
+from pertinent.serving.telemetry import METRICS_TYPE, EventLog, Metrics
+
+_log = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Done = TypeVar("Done")
+
+JSON = b"application/json"
+PLAYGROUND = Path(__file__).parent / "playground" / "index.html"
+# The share of scores that may be no numbers before the whole answer is wrong.
+NOT_FINITE_SHARE = 0.01
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+# A scoring thread is given up for lost after so many seconds with one batch.
+_STALLED = 60.0
+# Anyone may ask these, so that balancers need no key.
+_OPEN = {
+    "health",
+    "livez",
+    "readyz",
+    "nim_live",
+    "nim_ready",
+    "oip_live",
+    "oip_ready",
+    "model_ready",
+    "page",
+    "openapi",
+}
+
+# What an error becomes: status, code, and what the client reads (None: the error's own words).
+ERRORS: tuple[tuple[type[BaseException], int, str, str | None], ...] = (
+    (Refused, 429, "overloaded", None),
+    (DeadlinePassed, 504, "deadline_passed", None),
+    (Closed, 503, "shutting_down", None),
+    (ScoringError, 500, "backend", None),
+    (PertinentError, 500, "internal", "the request could not be answered"),
+    (MemoryError, 500, "backend", "the request needs more memory than there is"),
+    (Exception, 500, "internal", "the request could not be answered"),
+)
+
+
+def as_wire_error(error: BaseException) -> WireError:
+    """Any error as one for the wire.
+
+    >>> as_wire_error(DeadlinePassed("late")).status
+    504
+    """
+    if isinstance(error, WireError):
+        return error
+    status, code, words = next((row[1:] for row in ERRORS if isinstance(error, row[0])), ERRORS[-1][1:])
+    retry = error.retry_after if isinstance(error, Refused) else None
+    return WireError(status, str(error) if words is None else words, code, retry_after=retry)
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request on its way through the application, and what the log will say about it."""
+
+    scope: Scope
+    receive: Receive
+    request_id: str
+    started: float
+    route: str = "other"
+    dialect: str = ""
+    shape: ErrorShape = "detail"
+    key: str = ""
+    read: bool = False  # the whole body has come
+    log: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """As they came, names in lower case."""
+        return list(self.scope["headers"])
+
+    def header(self, name: bytes) -> bytes:
+        """The first header of a name, empty where there is none."""
+        return next((value for key, value in self.scope["headers"] if key == name), b"")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What goes back."""
+
+    body: bytes
+    status: int = 200
+    media: bytes = JSON
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+Handler = Callable[[Exchange, dict[str, str]], Awaitable[Reply]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A route of the table: who answers, under which name it is counted, and how its errors look."""
+
+    handler: Handler
+    template: str
+    serves: str
+    shape: ErrorShape
+
+
+class App:
+    """The ASGI application over served models. ``draining`` is set before it leaves."""
+
+    def __init__(self, config: ServeConfig, models: Registry, log: EventLog | None = None) -> None:
+        self.config, self.models = config, models
+        self.limits: Limits = config.limits
+        self.metrics = Metrics()
+        self.queue = ScoringQueue(config.queue, running_threads([each.scorer for each in models.all]), self.metrics)
+        self.metrics.watch(self.queue, models)
+        self.log = log if log is not None else EventLog()
+        self.draining = False
+        self.on_startup: Callable[[], None] | None = None
+        self._keys = Keys(config.keys)
+        self._reloading = asyncio.Lock()
+        self._watcher: asyncio.Task[None] | None = None
+        self._exact, self._templates = self._routes()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def reload(self, names: list[str] | None = None) -> dict[str, str]:
+        """Open models again beside the old ones and swap them in; the old stay where that fails."""
+        async with self._reloading:
+            outcome = await asyncio.to_thread(self.models.reload, names)
+        for name, result in outcome.items():
+            ok = not result.startswith("failed")
+            self.metrics.reloaded(ok)
+            self.log.event("reload", model=name, ok=ok, outcome=result)
+        return outcome
+
+    def not_ready(self) -> str | None:
+        """Why no requests should come, None if they should."""
+        return "draining" if self.draining else self.queue.stalled(_STALLED)
+
+    async def close(self) -> None:
+        """Stop watching, fail what still waits, write the last lines."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+        await asyncio.to_thread(self.queue.close)
+        self.log.close()
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                if self.config.watch_seconds:
+                    self._watcher = asyncio.create_task(self._watch(self.config.watch_seconds))
+                if self.on_startup is not None:
+                    self.on_startup()
+                served = {each.name: each.version for each in self.models.all}
+                self.log.event("ready", models=served, version=package_version())
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                self.log.event("stopped")
+                await self.close()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _watch(self, seconds: float) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            changed = await asyncio.to_thread(self.models.changed)
+            if changed:
+                await self.reload(changed)
+
+    # --- from a request to a reply ---------------------------------------------------------------
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, _request_id(scope), time.monotonic())
+        close = False
+        try:
+            reply = await self._answer(exchange)
+        except ClientGone:
+            self._note(exchange, 499)
+            return
+        except Exception as error:
+            reply = self._error(exchange, error)
+            # Nobody knows where the next request begins.
+            close = reply.status in (400, 408, 414, 431) and not exchange.read
+        self._note(exchange, reply.status)
+        await self._send(exchange, reply, send, close)
+
+    async def _answer(self, exchange: Exchange) -> Reply:
+        scope = exchange.scope
+        check_head(scope, self.limits)
+        path = wire.clean_path(scope["path"])
+        methods, values = self._find(path)
+        if methods is None:
+            raise WireError(404, "there is no such path; see /openapi.json", "not_found")
+        first = next(iter(methods.values()))
+        exchange.route, exchange.shape = first.template, first.shape
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        allowed = ", ".join([*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"]).encode()
+        if method == "OPTIONS":
+            return Reply(b"", 204, headers=((b"allow", allowed),))
+        entry = methods.get(method)
+        if entry is None:
+            raise WireError(405, f"{path} takes {', '.join(methods)}", "method_not_allowed", param=allowed.decode())
+        exchange.shape = entry.shape
+        if entry.serves not in _OPEN:
+            exchange.key = self._keys.name_of(scope["headers"])
+        return await entry.handler(exchange, values)
+
+    def _error(self, exchange: Exchange, error: Exception) -> Reply:
+        found = as_wire_error(error)
+        if found.status >= 500 and not isinstance(error, (WireError, DeadlinePassed, Closed)):
+            _log.error("request %s failed", exchange.request_id, exc_info=error)
+        if isinstance(error, Refused):
+            self.metrics.shed(error.reason)
+        if isinstance(error, DeadlinePassed):
+            self.metrics.late(partial=False)
+        shape = found.shape or exchange.shape
+        exchange.log["code"] = found.code
+        headers: list[tuple[bytes, bytes]] = []
+        if found.status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        if found.status == 405 and found.param:
+            headers.append((b"allow", found.param.encode()))
+        if found.retry_after is not None:
+            milliseconds = max(1_000, round(found.retry_after * 1000))
+            headers.append((b"retry-after", str(-(-milliseconds // 1000)).encode()))
+            headers.append((b"retry-after-ms", str(milliseconds).encode()))
+        body = wire.error_body(found, shape, exchange.request_id)
+        return Reply(body, wire.error_status(found, shape), headers=tuple(headers))
+
+    async def _send(self, exchange: Exchange, reply: Reply, send: Send, close: bool) -> None:
+        headers = [
+            (b"content-type", reply.media),
+            (b"content-length", str(len(reply.body)).encode()),
+            (b"x-request-id", exchange.request_id.encode("ascii")),
+            *reply.headers,
+        ]
+        if reply.status == 204:
+            headers = headers[2:]
+        if close or self.draining:
+            headers.append((b"connection", b"close"))
+        body = b"" if exchange.scope["method"] == "HEAD" else reply.body
+        try:
+            async with asyncio.timeout(self.limits.write_seconds):
+                await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+                await send({"type": "http.response.body", "body": body})
+        except TimeoutError:
+            _log.warning("request %s: the client does not read its answer", exchange.request_id)
+
+    def _note(self, exchange: Exchange, status: int) -> None:
+        self.metrics.answered(exchange.route, exchange.dialect, status)
+        if self.config.access_log:
+            self.log.event(
+                "request",
+                request_id=exchange.request_id,
+                method=exchange.scope["method"],
+                route=exchange.route,
+                status=status,
+                milliseconds=round(1000 * (time.monotonic() - exchange.started), 2),
+                **({"key": exchange.key} if exchange.key else {}),
+                **exchange.log,
+            )
+
+    # --- routes ----------------------------------------------------------------------------------
+
+    def _routes(self) -> tuple[dict[str, dict[str, _Entry]], list[tuple[re.Pattern[str], dict[str, _Entry]]]]:
+        table: dict[str, dict[str, _Entry]] = {}
+
+        def add(method: str, path: str, serves: str, handler: Handler, shape: ErrorShape = "detail") -> None:
+            table.setdefault(path, {})[method] = _Entry(handler, path, serves, shape)
+
+        plain: dict[str, Handler] = {
+            "models": self._models,
+            "info": self._info,
+            "health": self._health,
+            "metrics": self._metrics,
+            "nim_live": self._nim_live,
+            "nim_ready": self._nim_ready,
+            "oip_live": self._live,
+            "oip_ready": self._ready,
+            "model_ready": self._ready,
+        }
+        for route in wire.ROUTES:
+            handler = self._rerank(route) if route.serves == "score" else plain[route.serves]
+            add(route.method, route.path, route.serves, handler, route.errors)
+        add("POST", "/v1/relevance", "relevance", self._relevance)
+        add("GET", "/livez", "livez", self._live)
+        add("GET", "/readyz", "readyz", self._ready)
+        add("GET", "/v1/config", "config", self._config)
+        add("GET", "/openapi.json", "openapi", self._openapi)
+        add("GET", "/", "page", self._page, "tei")
+        exact = {path: methods for path, methods in table.items() if "{" not in path}
+        templates = [(_pattern(path), methods) for path, methods in table.items() if "{" in path]
+        return exact, templates
+
+    def _find(self, path: str) -> tuple[dict[str, _Entry] | None, dict[str, str]]:
+        methods = self._exact.get(path)
+        if methods is not None:
+            return methods, {}
+        for pattern, methods in self._templates:
+            match = pattern.fullmatch(path)
+            if match is not None:
+                return methods, match.groupdict()
+        return None, {}
+
+    def _rerank(self, route: wire.Route) -> Handler:
+        async def handle(exchange: Exchange, values: dict[str, str]) -> Reply:
+            body = await self._body(exchange)
+            request = wire.parse(route, body, wire.clean_path(exchange.scope["path"]))
+            dialect = wire.DIALECTS[request.dialect]
+            exchange.dialect, exchange.shape = dialect.name, dialect.errors
+            check_request(request, self.limits)
+            served = self.models.get(request.model)
+            self._say(exchange, served, len(request.documents), request.query)
+            work = _work(request)
+            deadline = exchange.started + self.config.queue.deadline_ms / 1000
+            result = await self._unless_gone(
+                exchange, self.queue.score(work, served.scorer, exchange.key, deadline=deadline)
+            )
+            answer = self._checked(request, result, served, exchange)
+            headers = _headers(served, result, len(request.bad), request.repaired, request.unused)
+            if dialect.errors == "tei":
+                extra = wire.tei_headers(request, answer)
+                headers += tuple((name.encode(), value.encode()) for name, value in extra.items())
+            return Reply(dialect.render(request, answer), headers=headers)
+
+        return handle
+
+    async def _relevance(self, exchange: Exchange, values: dict[str, str]) -> Reply:
+        exchange.dialect = "relevance"
+        body, repaired = native.parse(await self._body(exchange))
+        served = self.models.get(body.model)
+        prepared = native.prepare(body, served, self.limits, repaired)
+        self._say(exchange, served, len(prepared.work), body.query)
+        limit = self.config.queue.deadline_ms
+        deadline = exchange.started + min(limit, body.deadline_ms or limit) / 1000
+        result = await self._unless_gone(
+            exchange, self.queue.score(prepared.work, served.scorer, exchange.key, deadline, body.partial)
+        )
+        scores, _ = self._scores(result, prepared.blank, served)
+        self.metrics.bad("unknown", len(prepared.unknown))
+        if not result.scored.all():
+            self.metrics.late(partial=True)
+        reply = native.reply(prepared, result, scores, served, exchange.request_id)
+        headers = _headers(served, result, len(prepared.blank) + len(prepared.unknown), repaired, [])
+        return Reply(msgspec.json.encode(reply), headers=headers)
+
+    async def _body(self, exchange: Exchange) -> bytes:
+        body = await read_body(exchange.receive, exchange.headers, self.limits)
+        exchange.read = True
+        return body
+
+    def _say(self, exchange: Exchange, served: Served, documents: int, query: str) -> None:
+        exchange.log |= {"dialect": exchange.dialect, "model": served.name, "documents": documents}
+        if self.config.log_queries:
+            exchange.log["query"] = query[:1_000].encode("utf-8", "replace").decode("utf-8")
+
+    def _checked(self, request: Request, result: Result, served: Served, exchange: Exchange) -> Answer:
+        if not request.truncate and result.truncated.any():
+            place = int(np.flatnonzero(result.truncated)[0])
+            raise WireError(
+                422, f"text {place} with its query is longer than the model reads, and truncation is off", "too_long"
+            )
+        scores, logits = self._scores(result, np.array(request.bad, dtype=np.int64), served)
+        seconds = {**result.seconds, "compute": result.seconds["score"]}
+        return Answer(
+            scores=scores,
+            order=wire.rank_order(scores, request.top),
+            logits=logits,
+            truncated=int(result.truncated.sum()),
+            tokens=result.tokens,
+            request_id=request.request_id or exchange.request_id,
+            model=request.model or served.name,
+            version=served.version,
+            created=int(time.time()),
+            timings=seconds,
+        )
+
+    def _scores(
+        self, result: Result, blank: NDArray[np.int64], served: Served
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Probabilities and logits, all finite; what has none gets the lowest of the answer, and so do blank texts."""
+        logits = result.logits
+        broken = np.flatnonzero(~np.isfinite(logits) & result.scored)
+        if len(broken) and len(broken) >= NOT_FINITE_SHARE * len(logits):
+            self.metrics.bad("not_finite", len(broken))
+            raise ScoringError(f"{len(broken)} of {len(logits)} scores are not finite")
+        lowest = np.union1d(broken, blank)
+        if len(lowest):
+            self.metrics.bad("not_finite", len(broken))
+            self.metrics.bad("blank", len(blank))
+            logits = logits.copy()
+            finite = np.isfinite(logits) & result.scored
+            logits[lowest] = logits[finite].min(initial=np.float32(np.inf)) if finite.any() else 0.0
+        self.metrics.scored(len(logits), int(result.truncated.sum()), result.seconds)
+        return served.scorer.probabilities(logits), logits
+
+    async def _unless_gone(self, exchange: Exchange, work: Coroutine[Any, Any, Done]) -> Done:
+        """What ``work`` gives; it is cancelled when the client closes the connection before."""
+        task = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(_gone(exchange.receive))
+        try:
+            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise ClientGone
+            return task.result()
+        finally:
+            for each in (task, gone):
+                if not each.done():
+                    each.cancel()
+                    await asyncio.gather(each, return_exceptions=True)
+
+    # --- beside scoring --------------------------------------------------------------------------
+
+    async def _models(self, exchange: Exchange, values: dict[str, str]) -> Reply:
+        created = int(min(each.loaded for each in self.models.all))
+        return Reply(wire.render_models(self.models.names, created))
+
+    async def _info(self, exchange: Exchange, values: dict[str, str]) -> Reply:
+        served = self.models.get(None)
+        body = wire.tei_info(
+            model=served.name,
+            version=served.version,
+            max_input_length=served.scorer.pairs.config.length,
+            max_batch_tokens=self.config.queue.batch_tokens,
+            max_documents=self.limits.documents,
+            max_concurrent_requests=self.config.queue.max_requests,
+            threads=served.scorer.backend.workers,
+            dtype="int8" if "int8" in served.scorer.backend.name else "float32",
+            package_version=package_version(),
+        )
+        return Reply(body)
+
+    async def _health(self, exchange: Exchange, values: dict[str, str]) -> Reply:
+        reason = self.not_ready()
+        if reason is not None:
+            raise WireError(503, "unhealthy", "not_ready", shape="tei")
+        return Reply(b"")
+
+    async def _live(self, exchange: Exchange, values: dict[str, str]) -> Reply:
+        reason = self.queue.stalled(_STALLED)
+        return _state(reason, "live")
+
+    async def _ready(self, exchange: Exchange, values: dict[str, str]) -> Reply:
+        if "model" in values:
+            self.models.get(values["model"])
+        return _state(self.not_ready(), "ready")
+
+    async def _nim_live(self, exchange: Exchange, values: dict[str, str]) -> Reply:
+        stalled = self.queue.stalled(_STALLED)
+        return Reply(wire.nim_health("live" if stalled is None else "not ready", stalled or "Service is live."))
+
+    async def _nim_ready(self, exchange: Exchange, values: dict[str, str]) -> Reply:
+        reason = self.not_ready()
+        if reason is None:
+            return Reply(wire.nim_health("ready", "Service is ready."))
+        return Reply(wire.nim_health("not ready", f"Service is not ready: {reason}."), 503)
+
+    async def _metrics(self, exchange: Exchange, values: dict[str, str]) -> Reply:
+        return Reply(await asyncio.to_thread(self.metrics.render), media=METRICS_TYPE.encode())
+
+    async def _config(self, exchange: Exchange, values: dict[str, str]) -> Reply:
+        served = {each.name: each.version for each in self.models.all}
+        settings = {"settings": self.config.without_secrets(), "models": served, "failed_reloads": self.models.failures}
+        return Reply(msgspec.json.encode(settings))
+
+    async def _openapi(self, exchange: Exchange, values: dict[str, str]) -> Reply:
+        return Reply(openapi_document(package_version(), secured=bool(self.config.keys)))
+
+    async def _page(self, exchange: Exchange, values: dict[str, str]) -> Reply:
+        if not self.config.playground or b"text/html" not in exchange.header(b"accept"):
+            return await self._health(exchange, values)
+        policy = b"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+        headers = ((b"content-security-policy", policy), (b"x-content-type-options", b"nosniff"))
+        return Reply(PLAYGROUND.read_bytes(), media=b"text/html; charset=utf-8", headers=headers)
+
+
+def build_app(config: ServeConfig, models: Registry, log: EventLog | None = None) -> App:
+    """The application over opened models; ``close`` it, or let the server's lifespan do so."""
+    return App(config, models, log)
+
+
+def package_version() -> str:
+    """The installed version of the package."""
+    try:
+        return version("pertinent")
+    except PackageNotFoundError:
+        return "0"
+
+
+def _work(request: Request) -> Work:
+    if request.queries is None:
+        return Work.of_texts(request.query, request.documents)
+    places: dict[str, int] = {}
+    rows = np.array([places.setdefault(query, len(places)) for query in request.queries], dtype=np.int64)
+    return Work(list(places), rows, titles=request.documents)
+
+
+def _headers(
+    served: Served, result: Result, bad: int, repaired: int, unused: list[str]
+) -> tuple[tuple[bytes, bytes], ...]:
+    timing = ", ".join(f"{name};dur={1000 * value:.2f}" for name, value in result.seconds.items())
+    headers = {
+        "x-model-version": served.version,
+        "server-timing": timing,
+        "x-scored": str(int(result.scored.sum())),
+        "x-truncated": str(int(result.truncated.sum())),
+    }
+    if bad:
+        headers["x-bad-items"] = str(bad)
+    if repaired:
+        headers["x-repaired-surrogates"] = str(repaired)
+    if unused:
+        headers["x-unused-settings"] = ", ".join(unused)
+    return tuple((name.encode("ascii"), value.encode("ascii", "replace")) for name, value in headers.items())
+
+
+def _state(reason: str | None, good: str) -> Reply:
+    if reason is None:
+        return Reply(msgspec.json.encode({"status": good}))
+    return Reply(msgspec.json.encode({"status": f"not {good}", "reason": reason}), 503)
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    """A template as a regular expression; a model's name may hold slashes.
+
+    >>> _pattern("/v2/models/{model:path}/ready").fullmatch("/v2/models/a/b/ready").groupdict()
+    {'model': 'a/b'}
+    """
+    before, _, rest = template.partition("{")
+    name, _, after = rest.partition("}")
+    return re.compile(f"{re.escape(before)}(?P<{name.partition(':')[0]}>.+){re.escape(after)}")
+
+
+def _request_id(scope: Scope) -> str:
+    given: bytes = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    return given.decode("ascii") if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,48 @@
+"""The settings of the server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from pertinent.config import Config
+from pertinent.serving.limits import Limits
+from pertinent.serving.queue import QueueConfig
+
+
+class ServeConfig(Config):
+    """Settings of ``pertinent serve``.
+
+    ``model`` is the default model, under ``name`` or its folder's name; ``models`` and ``indexes`` are more
+    of them by name. ``keys`` are SHA-256 digests of API keys by name. ``watch_seconds`` is how often the
+    folders are looked at for new versions, 0 for never.
+    """
+
+    model: str | None = None
+    name: str | None = Field(None, min_length=1)
+    index: str | None = None
+    models: dict[str, str] = {}
+    indexes: dict[str, str] = {}
+    any_model: bool = False
+    backend: str | None = None
+    threads: int | None = Field(None, ge=1)
+    workers: int = Field(1, ge=1)
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65_535)
+    keys: dict[str, str] = {}
+    insecure: bool = False
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    watch_seconds: float = Field(10.0, ge=0)
+    drain_delay: float = Field(5.0, ge=0)
+    drain_timeout: float = Field(20.0, gt=0)
+    access_log: bool = True
+    log_queries: bool = False
+    playground: bool = True
+    limits: Limits = Limits()
+    queue: QueueConfig = QueueConfig()
+
+    def without_secrets(self) -> dict[str, Any]:
+        """The settings as they may be shown: of the keys only their names."""
+        return {**self.plain(), "keys": sorted(self.keys), "tls_key": "set" if self.tls_key else None}

@@ -1,0 +1,353 @@
+"""The native route: a query with item ids, rows or texts in; relevance, filter, fusion and order out.
+
+Ids are of the served index. ``rows`` are the index's own row numbers, the fastest way to name an item.
+Unlike the other dialects this one is strict: an unknown field is an error.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pertinent.engine.cascade import best_first, fuse_linear, fuse_tiers, keep_relevant, tiers
+from pertinent.errors import ArtifactError
+from pertinent.serving.limits import Limits, check_documents
+from pertinent.serving.messages import WireError
+from pertinent.serving.queue import Result, Work
+from pertinent.serving.reading import blank_rows, read
+from pertinent.serving.registry import Served
+
+Rows = NDArray[np.int64]
+Scores = NDArray[np.float32]
+# The share of relevant validation pairs that the default filter keeps, and the cuts of the default tiers.
+FILTER_RECALL = "99%"
+TIER_RECALLS = ("99%", "90%")
+
+
+class Filter(msgspec.Struct, forbid_unknown_fields=True):
+    """Which items stay. No ``threshold``: the one that keeps 99 % of relevant pairs, from the model's table."""
+
+    threshold: float | None = None
+    keep: int = 2_000
+    min_keep: int = 100
+
+
+class Linear(msgspec.Struct, forbid_unknown_fields=True, tag="linear", tag_field="mode"):
+    """``(1 - weight) * ranking + weight * relevance``."""
+
+    weight: float = 0.3
+    normalize: Literal["min_max", "rank"] = "min_max"
+
+
+class Tiers(msgspec.Struct, forbid_unknown_fields=True, tag="tiers", tag_field="mode"):
+    """Tiers of relevance, the ranking score inside a tier. No ``cuts``: from the model's table."""
+
+    cuts: list[float] | None = None
+    normalize: Literal["min_max", "rank"] = "min_max"
+
+
+class RelevanceBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST /v1/relevance``. One of ``item_ids``, ``rows`` and ``texts`` is needed."""
+
+    query: str
+    item_ids: list[int | str] | str | None = None
+    rows: list[int] | str | None = None
+    texts: list[str | None] | None = None
+    retrieval_scores: list[float] | None = None
+    ranking_scores: list[float] | None = None
+    top: int | None = None
+    filter: Filter | None = None
+    fuse: Linear | Tiers | None = None
+    deadline_ms: int | None = None
+    partial: bool = False
+    explain: bool = False
+    model: str | None = None
+
+
+class Filtered(msgspec.Struct, omit_defaults=True):
+    """What the filter did."""
+
+    threshold: float
+    kept: int
+    below_threshold: int = 0
+    beyond_keep: int = 0
+
+
+class Explained(msgspec.Struct):
+    """One item of an answer with all that decided its place; ``index`` is its place in the request."""
+
+    index: int
+    id: int | str
+    title: str
+    score: float
+    relevance: float
+    tier: int | None
+    retrieval_score: float | None
+    ranking_score: float | None
+    truncated: bool
+
+
+class RelevanceReply(msgspec.Struct, omit_defaults=True):
+    """The answer: columns of equal length, best first. ``scores`` decide the order, ``relevance`` is calibrated.
+
+    ``index`` is the place in the request. Items that could not be scored are not in the columns: ``unknown``
+    has the places of ids that are not in the index, ``unscored`` those that a deadline left out. ``blank``
+    has places of texts with nothing in them; they stay, with the lowest relevance.
+    """
+
+    request_id: str
+    model: str
+    version: str
+    scorer: str
+    index: list[int]
+    ids: list[int | str]
+    scores: list[float]
+    relevance: list[float]
+    timings_ms: dict[str, float]
+    tiers: list[int] | None = None
+    filtered: Filtered | None = None
+    partial: bool = False
+    scored: int = 0
+    unknown: list[int] = []
+    unscored: list[int] = []
+    blank: list[int] = []
+    truncated: int = 0
+    items: list[Explained] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A checked request: the work, and which places of the request it is about."""
+
+    body: RelevanceBody
+    work: Work
+    places: Rows  # [known], places in the request
+    unknown: Rows
+    blank: Rows
+    repaired: int = 0
+
+
+def prepare(body: RelevanceBody, served: Served, limits: Limits, repaired: int = 0) -> Prepared:
+    """What has to be scored. Raises WireError for fields that do not fit together."""
+    given = [name for name in ("item_ids", "rows", "texts") if getattr(body, name) is not None]
+    if len(given) != 1:
+        shown = " and ".join(given) or "none"
+        raise _wrong("item_ids", f"give one of item_ids, rows and texts; the body has {shown}")
+    for name in ("top", "deadline_ms"):
+        value = getattr(body, name)
+        if value is not None and value < (1 if name == "deadline_ms" else 0):
+            raise _wrong(name, f"{name} is {value}; give {1 if name == 'deadline_ms' else 0} or more")
+    if body.texts is not None:
+        count, places, unknown = len(body.texts), np.arange(len(body.texts)), np.zeros(0, dtype=np.int64)
+        texts = [text or "" for text in body.texts]
+        check_documents(count, limits, "texts")
+        work, blank = Work.of_texts(body.query, texts), np.array(blank_rows(texts), dtype=np.int64)
+    else:
+        found = _found(body, served, limits)
+        count, places, unknown = len(found), np.flatnonzero(found >= 0), np.flatnonzero(found < 0)
+        assert served.index is not None
+        work, blank = Work.of_items(body.query, served.index.tokens, found[places]), np.zeros(0, dtype=np.int64)
+    if count == 0:
+        raise WireError(400, f"{given[0]} is an empty list; give at least one", "empty_documents", given[0])
+    if len(body.query) + sum(len(text or "") for text in body.texts or ()) > limits.characters:
+        raise WireError(413, f"more than {limits.characters} characters; send less at once", "too_many_characters")
+    for name in ("retrieval_scores", "ranking_scores"):
+        scores = getattr(body, name)
+        if scores is not None and len(scores) != count:
+            raise _wrong(name, f"{len(scores)} {name} for {count} {given[0]}; give one for each")
+    if body.fuse is not None and body.ranking_scores is None:
+        raise _wrong("fuse", "fuse needs ranking_scores; give one for each item")
+    _check_numbers(body, served)
+    return Prepared(body, work, places, unknown, blank, repaired)
+
+
+def parse(content: bytes) -> tuple[RelevanceBody, int]:
+    """The body of a request, and how many lone surrogates were mended. Raises WireError."""
+    return read(content, RelevanceBody)
+
+
+def reply(prepared: Prepared, result: Result, relevance: Scores, served: Served, request_id: str) -> RelevanceReply:
+    """The answer. ``relevance`` are the probabilities of the result's pairs, finite, ``[known]``."""
+    body, places = prepared.body, prepared.places
+    done = np.flatnonzero(result.scored)
+    places, relevance = places[done], relevance[done]
+    retrieval, ranking = (
+        None if scores is None else np.asarray(scores, dtype=np.float64)[places]
+        for scores in (body.retrieval_scores, body.ranking_scores)
+    )
+    chosen, filtered = _filtered(body.filter, relevance, retrieval, served)
+    scores, levels = relevance.astype(np.float64), None
+    if body.fuse is not None and ranking is not None:
+        # Normalized among those that stay: what was filtered out has no say in the order.
+        scores[chosen], levels = _fused(body.fuse, relevance, ranking, chosen, served)
+    ties = [relevance[chosen]] + ([] if retrieval is None else [retrieval[chosen]])
+    order = chosen[best_first(scores[chosen], *ties)]
+    if body.top is not None:
+        order = order[: body.top]
+    index = places[order]
+    answer = RelevanceReply(
+        request_id=request_id,
+        model=served.name,
+        version=served.version,
+        scorer=f"{served.scorer.name}/{served.scorer.backend.name}",
+        index=index.tolist(),
+        ids=_ids(body, served, index),
+        scores=scores[order].tolist(),
+        relevance=relevance[order].tolist(),
+        timings_ms={name: round(1000 * value, 3) for name, value in result.seconds.items()},
+        tiers=None if levels is None else levels[order].tolist(),
+        filtered=filtered,
+        partial=not bool(result.scored.all()),
+        scored=len(done),
+        unknown=prepared.unknown.tolist(),
+        unscored=prepared.places[~result.scored].tolist(),
+        blank=prepared.blank.tolist(),
+        truncated=int(result.truncated[done].sum()),
+    )
+    if body.explain:
+        answer.items = _explained(prepared, answer, result.truncated[done][order], served)
+    return answer
+
+
+def _found(body: RelevanceBody, served: Served, limits: Limits) -> Rows:
+    """Rows of the index, -1 where there is none."""
+    field = "item_ids" if body.item_ids is not None else "rows"
+    given: Any = body.item_ids if body.item_ids is not None else body.rows
+    if served.index is None:
+        raise _wrong(field, f"model {served.name} is served without an index; give texts, or start with --index")
+    try:
+        served.index.check(served.scorer.pairs)
+    except ArtifactError as error:  # cannot be: both were checked when they were opened
+        raise WireError(503, f"the index does not fit the model: {error}", "not_ready") from None
+    if isinstance(given, str):
+        given = _unpacked(given, field, limits)
+    check_documents(len(given), limits, field)
+    if field == "item_ids":
+        return served.index.find([str(item_id) for item_id in _listed(given)])
+    rows = np.array([min(max(row, -1), 2**40) for row in given] if isinstance(given, list) else given, dtype=np.int64)
+    return np.where((rows >= 0) & (rows < len(served.index)), rows, -1)
+
+
+def _listed(given: Any) -> Sequence[int | str]:
+    listed: Sequence[int | str] = given.tolist() if isinstance(given, np.ndarray) else given
+    return listed
+
+
+def _unpacked(text: str, field: str, limits: Limits) -> Rows:
+    """Whole numbers packed as base64 of little-endian int32."""
+    check_documents(len(text) * 3 // 16, limits, field)
+    try:
+        content = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise _wrong(field, f"{field} is a text that is not base64; give a list, or base64 of int32") from None
+    if len(content) % 4:
+        raise _wrong(field, f"{field} has {len(content)} bytes, which is not a multiple of 4; pack int32")
+    return np.frombuffer(content, dtype="<i4").astype(np.int64)
+
+
+def _check_numbers(body: RelevanceBody, served: Served) -> None:
+    for name in ("retrieval_scores", "ranking_scores"):
+        values = getattr(body, name)
+        if values is not None and not np.isfinite(np.asarray(values, dtype=np.float64)).all():
+            raise _wrong(name, f"{name} has a value that is not finite")
+    if body.filter is not None:
+        if body.filter.keep < 0 or body.filter.min_keep < 0:
+            raise _wrong("filter", "filter.keep and filter.min_keep count items; give 0 or more")
+        _threshold(body.filter, served)
+    if isinstance(body.fuse, Linear) and not 0.0 <= body.fuse.weight <= 1.0:
+        raise _wrong("fuse", f"fuse.weight is {body.fuse.weight}; give a number from 0 to 1")
+    if isinstance(body.fuse, Tiers):
+        cuts = _cuts(body.fuse, served)
+        if list(cuts) != sorted(cuts):
+            raise _wrong("fuse", f"fuse.cuts are {list(cuts)}; give them in rising order")
+
+
+def _threshold(chosen: Filter, served: Served) -> float:
+    if chosen.threshold is not None:
+        return chosen.threshold
+    return _from_table(served, FILTER_RECALL, "filter", "filter.threshold")
+
+
+def _cuts(chosen: Tiers, served: Served) -> tuple[float, ...]:
+    if chosen.cuts is not None:
+        return tuple(chosen.cuts)
+    return tuple(sorted(_from_table(served, recall, "fuse", "fuse.cuts") for recall in TIER_RECALLS))
+
+
+def _from_table(served: Served, recall: str, field: str, setting: str) -> float:
+    try:
+        return float((served.thresholds or {})["for_recall"][recall])
+    except (KeyError, TypeError, ValueError):
+        raise _wrong(field, f"model {served.name} has no threshold table; give {setting}") from None
+
+
+def _filtered(
+    chosen: Filter | None, relevance: Scores, retrieval: NDArray[np.float64] | None, served: Served
+) -> tuple[Rows, Filtered | None]:
+    if chosen is None:
+        return np.arange(len(relevance)), None
+    threshold = _threshold(chosen, served)
+    kept = keep_relevant(relevance, threshold, chosen.keep, chosen.min_keep, retrieval)
+    # In input order again, so that equal scores keep it.
+    return np.sort(kept.rows), Filtered(threshold, len(kept.rows), kept.below, kept.beyond)
+
+
+def _fused(
+    fuse: Linear | Tiers, relevance: Scores, ranking: NDArray[np.float64], chosen: Rows, served: Served
+) -> tuple[NDArray[np.float64], Rows | None]:
+    if isinstance(fuse, Linear):
+        return fuse_linear(relevance[chosen], ranking[chosen], fuse.weight, fuse.normalize), None
+    cuts = _cuts(fuse, served)
+    return fuse_tiers(relevance[chosen], ranking[chosen], cuts, fuse.normalize), tiers(relevance, cuts)
+
+
+def _ids(body: RelevanceBody, served: Served, index: Rows) -> list[int | str]:
+    """What to call the items: the ids or rows that came; for texts their places."""
+    given = body.item_ids
+    if isinstance(given, str):
+        given = np.frombuffer(base64.b64decode(given), dtype="<i4").tolist()
+    if given is not None:
+        return [given[place] for place in index]
+    if body.texts is not None or served.index is None:
+        return list(index.tolist())
+    rows: Any = body.rows
+    if isinstance(rows, str):
+        rows = np.frombuffer(base64.b64decode(rows), dtype="<i4")
+    return list(np.asarray(rows, dtype=np.int64)[index].tolist())
+
+
+def _explained(
+    prepared: Prepared, answer: RelevanceReply, truncated: NDArray[np.bool_], served: Served
+) -> list[Explained]:
+    body, index = prepared.body, answer.index
+    if body.texts is not None:
+        titles = [body.texts[place] or "" for place in index]
+    else:
+        assert served.index is not None and prepared.work.rows is not None
+        row_of = dict(zip(prepared.places.tolist(), prepared.work.rows.tolist(), strict=True))
+        titles = [item.title for item in served.index.items([row_of[place] for place in index])]
+    return [
+        Explained(
+            place,
+            answer.ids[spot],
+            titles[spot],
+            answer.scores[spot],
+            answer.relevance[spot],
+            None if answer.tiers is None else answer.tiers[spot],
+            None if body.retrieval_scores is None else body.retrieval_scores[place],
+            None if body.ranking_scores is None else body.ranking_scores[place],
+            bool(truncated[spot]),
+        )
+        for spot, place in enumerate(index)
+    ]
+
+
+def _wrong(field: str, message: str) -> WireError:
+    return WireError(422, message, "invalid_field", field)

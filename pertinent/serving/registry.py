@@ -1,0 +1,151 @@
+"""The models that are served, by name, each with its index; swapped whole while requests go on.
+
+A request takes one ``Served`` and keeps it to its end, so every answer comes from one version. A new
+version is opened and checked beside the old one, which stays where the new one fails.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pertinent.artifact import MANIFEST, open_artifact
+from pertinent.engine.index import ItemIndex
+from pertinent.engine.scorer import Scorer
+from pertinent.errors import ConfigError, PertinentError
+from pertinent.folders import shipped_folder
+from pertinent.serving.messages import WireError
+
+_log = logging.getLogger(__name__)
+
+THRESHOLDS_FILE = "thresholds.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a served model comes from. ``model`` None is the model that comes with the package."""
+
+    name: str
+    model: Path | None
+    index: Path | None = None
+    backend: str | None = None
+    threads: int | None = None
+
+    def open(self) -> Served:
+        """The model and its index, checked, golden scores included. Raises ArtifactError, ConfigError."""
+        scorer = Scorer.load(self.model, backend=self.backend, threads=self.threads)
+        artifact = open_artifact(self.model or shipped_folder(), kind="model", verify=False)
+        thresholds = artifact.json(THRESHOLDS_FILE) if artifact.has(THRESHOLDS_FILE) else None
+        index = None if self.index is None else ItemIndex.open(self.index, scorer.pairs)
+        return Served(self.name, scorer, index, thresholds)
+
+    def stamp(self) -> tuple[tuple[int, int, int], ...]:
+        """Something that changes with the content of the folders."""
+        stamps = []
+        for folder in (self.model or shipped_folder(), self.index):
+            if folder is not None:
+                try:
+                    stat = (folder / MANIFEST).stat()
+                    stamps.append((stat.st_ino, stat.st_mtime_ns, stat.st_size))
+                except OSError:
+                    stamps.append((0, 0, 0))  # in the middle of a swap
+        return tuple(stamps)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model ready to answer, with its index and its threshold table where they exist."""
+
+    name: str
+    scorer: Scorer
+    index: ItemIndex | None = None
+    thresholds: Mapping[str, Any] | None = None
+    loaded: float = field(default_factory=time.time)
+
+    @property
+    def version(self) -> str:
+        """The version of the model's content; with an index, that of both."""
+        return self.scorer.version if self.index is None else f"{self.scorer.version}-{self.index.version}"
+
+
+class Registry:
+    """Served models by name; the first is the default."""
+
+    def __init__(self, served: Sequence[Served], sources: Sequence[Source] = (), any_model: bool = False) -> None:
+        if not served:
+            raise ConfigError("no model is served; give one")
+        self._served = {each.name: each for each in served}
+        self._sources = {source.name: source for source in sources}
+        self._stamps = {source.name: source.stamp() for source in sources}
+        self._default = served[0].name
+        self._any = any_model
+        self.failures: dict[str, str] = {}
+
+    @classmethod
+    def open(cls, sources: Sequence[Source], any_model: bool = False) -> Registry:
+        """All sources opened. Raises the first error: a server with half its models does not start."""
+        stamps = {source.name: source.stamp() for source in sources}  # before: a change while opening is one
+        registry = cls([source.open() for source in sources], sources, any_model)
+        registry._stamps = stamps
+        settle_memory()
+        return registry
+
+    @property
+    def names(self) -> list[str]:
+        """The names that requests may give, the default first."""
+        return list(self._served)
+
+    @property
+    def all(self) -> list[Served]:
+        """Everything that is served now."""
+        return list(self._served.values())
+
+    def get(self, name: str | None) -> Served:
+        """The model of this name, the default for None. Raises WireError, 404, with the names that are."""
+        if name is None:
+            return self._served[self._default]
+        found = self._served.get(name)
+        if found is None and self._any:
+            found = self._served[self._default]
+        if found is None:
+            message = f"model {name[:100]!r} is not served here; served: {', '.join(self._served)}"
+            raise WireError(404, message, "model_not_found", "model")
+        return found
+
+    def changed(self) -> list[str]:
+        """Names whose folders have changed since they were opened, or failed to open."""
+        return [name for name, source in self._sources.items() if source.stamp() != self._stamps[name]]
+
+    def reload(self, names: Sequence[str] | None = None) -> dict[str, str]:
+        """Open models again and swap them in; for each name its new version, or ``failed: ...``.
+
+        Takes as long as opening: call it from a thread. What fails leaves the old version in place.
+        """
+        outcome = {}
+        for name in self._sources if names is None else names:
+            source = self._sources[name]
+            self._stamps[name] = source.stamp()
+            try:
+                fresh = source.open()
+            except (PertinentError, OSError) as error:
+                self.failures[name] = str(error)
+                outcome[name] = f"failed: {error}"
+                _log.error("model %s: the new version is not taken, the old one stays: %s", name, error)
+                continue
+            self.failures.pop(name, None)
+            self._served[name] = fresh  # one assignment: requests see the old or the new
+            outcome[name] = fresh.version
+            _log.info("model %s: version %s is served", name, fresh.version)
+        settle_memory()
+        return outcome
+
+
+def settle_memory() -> None:
+    """Take what was just loaded out of the garbage collector's rounds: it lives as long as the process."""
+    gc.collect()
+    gc.freeze()

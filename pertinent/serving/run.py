@@ -1,0 +1,244 @@
+"""``pertinent serve``: open the models, bind the port, serve until told to leave."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from pertinent.engine.backends import available_cores
+from pertinent.errors import ConfigError
+from pertinent.serving.access import check_keys
+from pertinent.serving.app import App, build_app
+from pertinent.serving.config import ServeConfig
+from pertinent.serving.registry import Registry, Source
+from pertinent.serving.telemetry import EventLog
+
+__all__ = ["ServeConfig", "Stopped", "check", "serve", "sources"]
+
+_SETTINGS = "PERTINENT_SERVE_SETTINGS"
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The server has left."""
+
+    url: str
+    exit_code: int = 0
+
+    def plain(self) -> dict[str, Any]:
+        """JSON-able values."""
+        return {"url": self.url, "stopped": True}
+
+
+def serve(config: ServeConfig) -> Stopped:
+    """Serve until SIGTERM or Ctrl-C. Raises ConfigError and ArtifactError for what stands in the way."""
+    check(config)
+    # One thread of the tokenizer per scoring thread: they share the cores fairly then.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    listening = bind(config.host, config.port)
+    try:
+        url = _url(config, listening)
+        if config.workers > 1:
+            _serve_workers(config, listening, url)
+        else:
+            log = EventLog()
+            _log_to(log)
+            app = build_app(config, Registry.open(sources(config), config.any_model), log)
+            app.on_startup = lambda: _on_signals(app)
+            _say(app.models.names, url)
+            uvicorn.Server(uvicorn.Config(app, **_settings(config))).run(sockets=[listening])
+    finally:
+        listening.close()
+    return Stopped(url)
+
+
+def check(config: ServeConfig) -> None:
+    """Raises ConfigError for settings that do not fit together or would open the server to strangers."""
+    check_keys(config.keys)
+    if not _loopback(config.host) and not config.keys and not config.insecure:
+        raise ConfigError(
+            f"host {config.host} can be reached from other machines and no API key is set; give keys, "
+            "or --insecure where something else keeps strangers out"
+        )
+    if (config.tls_certificate is None) != (config.tls_key is None):
+        raise ConfigError("TLS needs both tls_certificate and tls_key; give both or none")
+    for name in (config.tls_certificate, config.tls_key):
+        if name is not None and not Path(name).is_file():
+            raise ConfigError(f"{name}: no such file; give a certificate and its key in PEM")
+    cores = available_cores()
+    if config.threads is not None and config.threads * config.workers > max(cores, config.threads):
+        raise ConfigError(
+            f"{config.workers} workers of {config.threads} threads are more than the {cores} cores of this process; "
+            "leave threads out, or take fewer workers"
+        )
+    unknown = set(config.indexes) - set(config.models)
+    if unknown:
+        raise ConfigError(f"indexes.{min(unknown)}: there is no such model; models: {', '.join(config.models) or '-'}")
+
+
+def sources(config: ServeConfig) -> list[Source]:
+    """What to open, the default model first."""
+    threads = config.threads or max(1, available_cores() // config.workers)
+    model = None if config.model is None else Path(config.model)
+    found = []
+    if model is not None or not config.models or config.index is not None:
+        name = config.name or ("pertinent" if model is None else model.resolve().name)
+        index = None if config.index is None else Path(config.index)
+        found.append(Source(name, model, index, config.backend, threads))
+    for name, folder in config.models.items():
+        if found and name == found[0].name:
+            raise ConfigError(f"models.{name}: the default model has this name too; give it another with --name")
+        index_of = config.indexes.get(name)
+        found.append(Source(name, Path(folder), None if index_of is None else Path(index_of), config.backend, threads))
+    return found
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ConfigError where the address cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        found = socket.socket(family, kind, protocol)
+        try:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind(address)
+            found.listen(2_048)
+            found.setblocking(False)
+        except OSError:
+            found.close()
+            raise
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}; give another --host or --port"
+        ) from None
+    return found
+
+
+def worker_app() -> App:
+    """The application of one of several worker processes, from the settings that the parent left."""
+    config = ServeConfig.build(json.loads(os.environ[_SETTINGS]), source="pertinent serve")
+    log = EventLog()
+    _log_to(log)
+    app = build_app(config, Registry.open(sources(config), config.any_model), log)
+    app.on_startup = lambda: _on_signals(app)
+    return app
+
+
+def _serve_workers(config: ServeConfig, listening: socket.socket, url: str) -> None:
+    names = Registry.open(sources(config), config.any_model).names  # what is wrong is said once, by the parent
+    os.environ[_SETTINGS] = json.dumps(config.plain())
+    _say(names, url)
+    settings = uvicorn.Config(
+        "pertinent.serving.run:worker_app", factory=True, workers=config.workers, **_settings(config)
+    )
+    Multiprocess(settings, sockets=[listening]).run()
+
+
+def _settings(config: ServeConfig) -> dict[str, Any]:
+    limits = config.limits
+    return {
+        "http": "pertinent.serving.protocol:Protocol",
+        "ws": "none",
+        "lifespan": "on",
+        "interface": "asgi3",
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,
+        "timeout_keep_alive": limits.idle_seconds,
+        "timeout_graceful_shutdown": config.drain_timeout,
+        "h11_max_incomplete_event_size": limits.header_bytes + limits.url_bytes,
+        "ssl_certfile": config.tls_certificate,
+        "ssl_keyfile": config.tls_key,
+    }
+
+
+def _on_signals(app: App) -> None:
+    """SIGTERM and Ctrl-C drain and leave, a second one leaves at once; SIGHUP looks for new models."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    loop = asyncio.get_running_loop()
+    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)  # uvicorn has set its own just before
+    if not isinstance(server, uvicorn.Server):
+        return
+
+    def leave(delay: float) -> None:
+        if app.draining:
+            server.should_exit = server.force_exit = True
+            return
+        app.draining = True
+        app.log.event("draining", seconds=delay)
+        loop.call_later(delay, setattr, server, "should_exit", True)
+
+    tasks: set[asyncio.Task[Any]] = set()
+
+    def reload() -> None:
+        task = loop.create_task(app.reload())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    loop.add_signal_handler(signal.SIGTERM, leave, app.config.drain_delay)
+    loop.add_signal_handler(signal.SIGINT, leave, 0.0)
+    if hasattr(signal, "SIGHUP"):
+        loop.add_signal_handler(signal.SIGHUP, reload)
+
+
+class _Bridge(logging.Handler):
+    """Records of the standard logging as lines of the event log."""
+
+    def __init__(self, log: EventLog) -> None:
+        super().__init__(logging.INFO)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        values = {"error": f"{type(error).__name__}: {error}"} if error is not None else {}
+        self._log.event("log", level=record.levelname.lower(), message=record.getMessage(), **values)
+
+
+def _log_to(log: EventLog) -> None:
+    for name, level in (("pertinent", logging.INFO), ("uvicorn", logging.ERROR)):
+        logger = logging.getLogger(name)
+        logger.setLevel(level)
+        logger.handlers = [_Bridge(log)]
+        logger.propagate = False
+
+
+def _say(names: Sequence[str], url: str) -> None:
+    sys.stderr.write(f"pertinent serves {', '.join(names)} at {url}\n")
+    sys.stderr.flush()
+
+
+def _url(config: ServeConfig, listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    scheme = "https" if config.tls_certificate else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _loopback(host: str) -> bool:
+    """Whether only this machine can reach an address.
+
+    >>> _loopback("127.0.0.1"), _loopback("::1"), _loopback("localhost"), _loopback("0.0.0.0"), _loopback("")
+    (True, True, True, False, False)
+    """
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

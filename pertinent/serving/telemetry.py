@@ -1,0 +1,178 @@
+"""What an operator sees: Prometheus metrics, and one JSON line a request.
+
+Labels come from fixed sets (routes, dialects, reasons), never from what a client sends. The text of
+queries is written only where the configuration says so; titles, keys and addresses never.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import IO, Any
+
+import msgspec
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from pertinent.serving.queue import ScoringQueue
+from pertinent.serving.registry import Registry
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+STAGES = ("queue", "tokenize", "score", "total")
+# Why a request was not taken on.
+SHED = ("requests", "pairs", "wait", "deadline", "key")
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
+_LOG_LINES = 10_000
+
+
+class Metrics:
+    """All counters of one process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        given: dict[str, Any] = {"registry": self.registry}
+        self._requests = Counter("pertinent_requests", "Answered requests.", ["route", "dialect", "status"], **given)
+        self._seconds = Histogram(
+            "pertinent_stage_seconds",
+            "Time of scoring requests by stage; tokenize and score are summed over threads.",
+            ["stage"],
+            buckets=_SECONDS,
+            **given,
+        )
+        self._documents = Histogram("pertinent_request_documents", "Documents of a request.", buckets=_SIZES, **given)
+        self._pairs = Counter("pertinent_pairs", "Scored pairs.", **given)
+        self._batch_pairs = Histogram("pertinent_batch_pairs", "Pairs of a batch.", buckets=_SIZES[:9], **given)
+        self._batch_requests = Histogram(
+            "pertinent_batch_requests", "Requests in a batch.", buckets=_SIZES[:6], **given
+        )
+        self._tokens = Counter("pertinent_tokens", "Tokens computed, without padding.", **given)
+        self._padded = Counter("pertinent_padding_tokens", "Padding computed beside the tokens.", **given)
+        self._shed = Counter("pertinent_shed", "Requests refused under load, by reason.", ["reason"], **given)
+        self._late = Counter("pertinent_deadline_misses", "Requests past their deadline.", ["answer"], **given)
+        self._truncated = Counter("pertinent_truncated_items", "Items whose text was not read to its end.", **given)
+        self._bad = Counter("pertinent_bad_items", "Items without a usable text, id or score.", ["reason"], **given)
+        self._reloads = Counter("pertinent_reloads", "Attempts to take a new model version.", ["outcome"], **given)
+        for stage in STAGES:
+            self._seconds.labels(stage)
+        for reason in SHED:
+            self._shed.labels(reason)
+        Gauge("pertinent_up", "1 while the process runs.", **given).set(1)
+        ProcessCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+
+    def watch(self, scoring: ScoringQueue, models: Registry) -> None:
+        """Also show what waits in a queue, and which models are served."""
+        self.registry.register(_Live(scoring, models))
+
+    def answered(self, route: str, dialect: str, status: int) -> None:
+        """Count an answer. ``route`` is a template of ours, not the path that came."""
+        self._requests.labels(route, dialect, str(status)).inc()
+
+    def scored(self, documents: int, truncated: int, seconds: Mapping[str, float]) -> None:
+        """Count a request whose pairs were scored."""
+        self._documents.observe(documents)
+        self._truncated.inc(truncated)
+        for stage in STAGES:
+            self._seconds.labels(stage).observe(seconds.get(stage, 0.0))
+
+    def batch(self, pairs: int, tokens: int, padded: int, jobs: int) -> None:
+        """Count a batch; ``padded`` counts tokens with padding."""
+        self._pairs.inc(pairs)
+        self._batch_pairs.observe(pairs)
+        self._batch_requests.observe(jobs)
+        self._tokens.inc(tokens)
+        self._padded.inc(max(0, padded - tokens))
+
+    def shed(self, reason: str) -> None:
+        """Count a request refused under load."""
+        self._shed.labels(reason).inc()
+
+    def late(self, partial: bool) -> None:
+        """Count a missed deadline, answered in part or by an error."""
+        self._late.labels("partial" if partial else "error").inc()
+
+    def bad(self, reason: str, items: int) -> None:
+        """Count items that could not be scored as they came: ``blank``, ``unknown`` or ``not_finite``."""
+        if items:
+            self._bad.labels(reason).inc(items)
+
+    def reloaded(self, ok: bool) -> None:
+        """Count an attempt to take a new model version."""
+        self._reloads.labels("taken" if ok else "failed").inc()
+
+    def render(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self.registry)
+
+
+class _Live(Collector):
+    """Values that are read when somebody asks for them."""
+
+    def __init__(self, scoring: ScoringQueue, models: Registry) -> None:
+        self._scoring, self._models = scoring, models
+
+    def collect(self) -> Iterable[Any]:
+        requests, pairs, oldest = self._scoring.waiting
+        for name, text, value in (
+            ("pertinent_queue_requests", "Requests that are not done.", requests),
+            ("pertinent_queue_pairs", "Pairs that are not scored yet.", pairs),
+            ("pertinent_queue_oldest_seconds", "Age of the oldest request.", oldest),
+        ):
+            yield GaugeMetricFamily(name, text, value=value)
+        info = GaugeMetricFamily("pertinent_model_info", "Served models.", labels=["model", "version", "backend"])
+        loaded = GaugeMetricFamily("pertinent_model_loaded_seconds", "When it was loaded, Unix time.", labels=["model"])
+        for each in self._models.all:
+            info.add_metric([each.name, each.version, each.scorer.backend.name], 1)
+            loaded.add_metric([each.name], each.loaded)
+        yield info
+        yield loaded
+        failing = CounterMetricFamily("pertinent_models_failing", "Models whose new version was refused.")
+        failing.add_metric([], len(self._models.failures))
+        yield failing
+
+
+class EventLog:
+    """JSON lines on a stream, written by a thread of its own: a full or closed pipe never holds up scoring.
+
+    Lines that find the buffer full are dropped and counted in the next line that gets through.
+    """
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self._stream = stream if stream is not None else sys.stderr
+        self._lines: queue.Queue[bytes | None] = queue.Queue(_LOG_LINES)
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._write, name="pertinent-log", daemon=True)
+        self._thread.start()
+
+    def event(self, name: str, **values: Any) -> None:
+        """Write one line: the time in UTC, the name of the event, and the values."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        if self._dropped:
+            values["lines_dropped"], self._dropped = self._dropped, 0
+        try:
+            self._lines.put_nowait(msgspec.json.encode({"time": now, "event": name, **values}))
+        except queue.Full:
+            self._dropped += 1 + values.get("lines_dropped", 0)
+
+    def close(self) -> None:
+        """Write what is left, for a second at most."""
+        try:
+            self._lines.put(None, timeout=0.5)
+        except queue.Full:
+            return
+        self._thread.join(timeout=1.0)
+
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            try:
+                self._stream.write(line.decode("utf-8") + "\n")
+                self._stream.flush()
+            except (OSError, ValueError):  # closed: nobody reads it any more
+                continue
