@@ -13,7 +13,7 @@ from pertinent.records import Item, Judgment
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "data"
 JUDGED = ("esci", "icecat")
 SEQUENCES = ("online_retail",)
-SAMPLES = (*JUDGED, "fashion", "oa_mine", *SEQUENCES, "pricerunner", "queryner", "wands")
+SAMPLES = (*JUDGED, "fashion", "oa_mine", *SEQUENCES, "pricerunner", "queryner", "ubi", "wands")
 # Lines of one basket have one time; their order in the file stands in for the unknown one.
 _PURCHASES = """
     SELECT CAST(user_id AS VARCHAR) AS user_id,
@@ -26,7 +26,7 @@ _PURCHASES = """
 
 
 def sample_path(name: str) -> Path:
-    """The folder of a sample: ``esci`` and ``icecat`` are judged, the others have text to learn from.
+    """The folder of a sample: ``esci`` and ``icecat`` are judged, ``ubi`` is a log, the others have text to learn from.
 
     >>> sorted(file.name for file in sample_path("icecat").glob("*.parquet"))
     ['items.parquet', 'judgments.parquet']

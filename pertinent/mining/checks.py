@@ -229,8 +229,9 @@ def _repeated(connection: ibis.BaseBackend, events: ibis.Table, keys: list[str],
     groups = groups.select(*[groups[key].name(f"of_{key}") for key in keys])
     pairs = [events[key] == groups[f"of_{key}"] for key in keys]
     rest, same = events.anti_join(groups, pairs), events.semi_join(groups, pairs)
-    content = [same[c].asc(nulls_first=False) for c in ("duplicates", "time", *EVENTS) if c not in keys or c == "time"]
-    content.insert(2, same["query"].desc(nulls_first=False))  # a copy with a query before one without
+    rest_of_it = [same[c].asc(nulls_first=False) for c in EVENTS if c not in (*keys, "time", "query")]
+    # A copy with a query comes before one without.
+    content = [same.duplicates.asc(), same.time.asc(), same["query"].desc(), *rest_of_it]
     place = ibis.row_number().over(ibis.window(group_by=keys, order_by=content))
     same = same.mutate(duplicates=same.duplicates | (place > 0))
     return rest.union(same.select(*events.columns), distinct=False)
@@ -243,7 +244,7 @@ def _with_views(
 
     An added view has the time, position and ids of the earliest row of its item on that page.
     """
-    page = ["search_id", "item_id"]
+    page = ["search_id", "query", "item_id"]
     deeper = events.filter((events.level > VIEW) & (events["query"] != ""))
     views = events.filter(events.level == VIEW).select(page).distinct()
     alone = stage(connection, deeper.anti_join(views, page), work / "alone.parquet")

@@ -63,15 +63,15 @@ def linked_by_session(
     """Rows with the query they belong to, for sources without a query id; rows that belong to none keep "".
 
     In this order: the row's own query; for what happens in a list, the session's latest search at
-    most ``link_minutes`` before, unless the list is another one (named, and never seen with a
-    query); for any row, the query of the session's latest earlier row of the same item.
+    most ``link_minutes`` before, unless the list is another one (named, by none of ``search_lists``,
+    and never seen with a query); for any row, the query of the session's latest earlier row of the same item.
     """
     asked = flat["query"] != ""
     known = flat.filter(asked & flat.list_id.notnull()).select(known_list="list_id").distinct()
     flat = flat.left_join(known, flat.list_id == known.known_list)
     searching = flat.list_id.isnull() | flat.known_list.notnull()
-    if search_lists:
-        searching = searching | flat.list_id.isin(list(search_lists))
+    for text in search_lists:
+        searching = searching | flat.list_id.lower().contains(text.lower()).fill_null(False)
     flat = flat.mutate(elsewhere=(flat["query"] == "") & ~searching, by_link=ibis.literal(False))
     asked = flat["query"] != ""
     flat = _linked(flat, ["session_id"], asked, link_minutes)

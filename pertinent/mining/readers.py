@@ -21,7 +21,7 @@ import ibis
 from pydantic import Field, field_validator
 
 from pertinent.config import Config
-from pertinent.data.files import SUFFIXES, read_records
+from pertinent.data.files import SUFFIXES, check_exists, read_records
 from pertinent.data.tables import nearest
 from pertinent.errors import DataError, need
 from pertinent.mining.engines import read_parquet
@@ -119,7 +119,7 @@ class LogConfig(Config):
     item_field: str | None = None
     query_parameters: list[str] = ["search_term", "q", "s", "search", "query", "keyword"]
     query_pattern: str = r"""(?i)search results?(?: for)?:?\s*["“”„«']?(.+?)["“”»']?\s*$"""
-    search_lists: list[str] = []
+    search_lists: list[str] = ["search"]
     link_minutes: int = Field(30, ge=1)
 
     @field_validator("time_zone")
@@ -207,11 +207,11 @@ def read_log(connection: ibis.BaseBackend, config: LogConfig, items: ibis.Table 
         table = _foreign_log(connection, config, items, work, notes)
     day = (table.time / DAY).floor().cast("int32")
     table = table.mutate(day=day, level=table.level.cast("int8"), position=table.position.cast("int32"))
-    without = int(table.filter(table.item_id.isnull()).count().to_pyarrow().as_py())
-    if without:
-        notes["rows_without_item"] += without
+    counted = table.agg(rows=table.count(), without=table.item_id.isnull().sum()).to_pyarrow().to_pylist()[0]
+    notes["rows_without_item"] = int(counted["without"] or 0)
+    notes["rows"] = int(counted["rows"]) - notes["rows_without_item"]
+    if notes["rows_without_item"]:
         table = table.filter(table.item_id.notnull())
-    notes["rows"] = int(table.count().to_pyarrow().as_py())
     return RawLog(table.select(*RAW_EVENTS), {name: notes[name] for name in sorted(notes) if _told(name, notes[name])})
 
 
@@ -222,10 +222,10 @@ def _told(name: str, count: int) -> bool:
 def stage(connection: ibis.BaseBackend, table: ibis.Table, path: Path) -> ibis.Table:
     """The table, computed once and kept in a Parquet file (a folder on Spark), in no order."""
     if connection.name == "duckdb":
-        connection.to_parquet(table, path, compression="zstd")
+        connection.to_parquet(table, path, compression="lz4")
     else:
         frame = connection._session.sql(connection.compile(table))
-        frame.write.mode("overwrite").option("compression", "zstd").parquet(str(path))
+        frame.write.mode("overwrite").option("compression", "lz4raw").parquet(str(path))
     return read_parquet(connection, path)
 
 
@@ -280,11 +280,11 @@ def _foreign_log(
         linked = linked_by_session(flat, config.link_minutes, config.search_lists, notes)
         linked = linked.mutate(session_id=linked.given_session)
     linked = stage(connection, linked, work / "linked.parquet")
-    if config.format == "ga4":
-        newest = linked.time.max()
-        recent = linked.filter(linked.time > newest - 3 * DAY).count()
-        notes["days_may_be_filled_again"] = int(recent.to_pyarrow().as_py())
     linked = linked.filter(linked.level != SEARCH)
+    if config.format == "ga4":
+        newest = linked.agg(day=(linked.time.max() / DAY).floor().cast("int64")).to_pyarrow().to_pylist()[0]["day"]
+        recent = linked.filter(linked.time >= ((newest or 0) - 2) * DAY).count()
+        notes["days_may_be_filled_again"] = int(recent.to_pyarrow().as_py())
     return with_positions(linked, config.position_base, notes)
 
 
@@ -442,6 +442,9 @@ def _own_table(connection: ibis.BaseBackend, config: LogConfig, work: Path, note
     time = table.time if scanned is None else _micros(connection, table, config, source)
     level = _levels(table, config, source)
     table = table.mutate(**known, **absent, time=time, level=level, position=_position(table, config, source))
+    if "ignore" in config.levels.values():
+        notes["ignore_actions"] = int(table.filter(table.level.isnull()).count().to_pyarrow().as_py())
+        table = table.filter(table.level.notnull())
     if naive and config.time_zone not in (None, "UTC"):
         table = _in_utc(connection, table, config, work)
     missing, below, first, positions = (
@@ -465,6 +468,8 @@ def _own_table(connection: ibis.BaseBackend, config: LogConfig, work: Path, note
 def _scan(connection: ibis.BaseBackend, source: str, config: LogConfig) -> tuple[ibis.Table, bool] | None:
     """The engine's own view of a Parquet log and whether its times lack a zone; None where it is text."""
     local = Path(source).exists() or glob.has_magic(source) or connection.name == "duckdb"
+    if local and not Path(source).is_dir() and not glob.has_magic(source):
+        check_exists(Path(source))
     if local and any(not p.name.lower().endswith(".parquet") for p in files_of(source)):
         return None
     back = {ours: yours for yours, ours in config.columns.items()}
@@ -539,6 +544,8 @@ def _micros(connection: ibis.BaseBackend, table: ibis.Table, config: LogConfig, 
     kind = time.type()
     if kind.is_timestamp():
         return _since_1970(connection)(time if connection.name == "duckdb" else time.cast("timestamp('UTC')"))
+    if "TIMESTAMPTZ_NS" in str(kind):  # Ibis has no name for this kind of DuckDB's
+        return _since_1970(connection)(time.cast("timestamp('UTC')"))
     if not kind.is_numeric():
         fix = "store a timestamp with a zone, or a number since 1970 with time_unit set"
         raise DataError(f"column 'time' holds {kind}, not times", path=source, column="time", fix=fix)
