@@ -67,7 +67,8 @@ def report_page(numbers: Mapping[str, Any]) -> str:
     body = (
         f"<header><h1>{escape(numbers['title'])}</h1><p>{escape(lead)}</p>{fact_list(numbers['settings'])}</header>",
         section("Warnings", f'<ul class="notes">{warnings}</ul>' if warnings else ""),
-        section("Volume", grid([_volume_chart(days), _level_chart(numbers["levels"])]), _level_table(numbers)),
+        section("Volume", grid([_volume_chart(days), _level_chart(numbers["levels"])])),
+        section("Clicked pairs", _level_table(numbers)),
         section("Position", grid(_position_charts(numbers["positions"])), _position_note(numbers)),
         section("Queries", _segment_table(numbers["segments"])),
         section("Behavior neighbors", _coverage_table(numbers["coverage"])),
@@ -242,13 +243,9 @@ def _segment_table(segments: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _coverage_table(coverage: Mapping[str, Any]) -> str:
-    rows = [
-        ["queries", f"{coverage['queries_with']:,}", f"{coverage['queries']:,}"],
-        ["items", f"{coverage['items_with']:,}", f"{coverage['items']:,}"],
-        ["pairs", f"{coverage['kept']:,}", f"{coverage['pairs']:,}"],
-    ]
-    rows = [[*row, _part(int(row[1].replace(",", "")), int(row[2].replace(",", "")))] for row in rows]
-    return table("In the window of neighbors", ["", "with neighbors", "all", "share"], rows)
+    found = [("queries", "queries_with"), ("items", "items_with"), ("pairs", "kept")]
+    rows = [[name, f"{coverage[name]:,}", _part(coverage[kept], coverage[name])] for name, kept in found]
+    return table("In the window of neighbors", ["", "all", "with neighbors"], rows)
 
 
 def _table_sizes(summary: Mapping[str, Any]) -> str:

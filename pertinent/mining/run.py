@@ -10,7 +10,8 @@ import glob
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from pertinent.artifact import (
 )
 from pertinent.config import Config
 from pertinent.data.readers import read_table_parts
-from pertinent.errors import ConfigError, DataError, need
+from pertinent.errors import ConfigError, DataError, PertinentError, need
 from pertinent.lexicon.store import Lexicon
 from pertinent.lexicon.tagger import Tagger
 
@@ -242,14 +243,50 @@ def _read(stages: Stages, config: MineConfig) -> tuple[dict[str, Any], list[str]
     with stages.step("log read and checked"):
         if not stages.has("log.json"):
             items = _item_ids(stages, config)
-            raw_files = stages.folder / "raw"
-            raw_files.mkdir(exist_ok=True)
-            raw = read_log(stages.connection, config.log, items, raw_files)
-            checked = check_events(stages.connection, raw, items, config.checks, config.sessions.gap_minutes, raw_files)
-            stages.table("events", lambda: checked.events, [])
-            stages.json("log", lambda: {"notes": raw.notes, "checks": checked.counts})
+            with _broken_files_named(config):
+                _read_events(stages, config, items)
         log = stages.json("log", dict)
     return log, []
+
+
+def _read_events(stages: Stages, config: MineConfig, items: Table | None) -> None:
+    raw_files = stages.folder / "raw"
+    raw_files.mkdir(exist_ok=True)
+    raw = read_log(stages.connection, config.log, items, raw_files)
+    checked = check_events(stages.connection, raw, items, config.checks, config.sessions.gap_minutes, raw_files)
+    stages.table("events", lambda: checked.events, [])
+    stages.json("log", lambda: {"notes": raw.notes, "checks": checked.counts})
+
+
+@contextmanager
+def _broken_files_named(config: MineConfig) -> Iterator[None]:
+    """Around reading: an error of the engine becomes one that names the file and row, if a file is broken."""
+    try:
+        yield
+    except (PertinentError, MemoryError):
+        raise
+    except Exception as error:
+        for source in (config.log.path, config.log.queries, config.log.events):
+            for file in _files(source) if source is not None else ():
+                if file.suffix == ".parquet":
+                    _read_through(file)
+        if "parquet" in str(error).lower():
+            problem = f"cannot be read ({str(error).splitlines()[0]})"
+            raise DataError(problem, path=config.log.path, fix="write or copy the file again") from None
+        raise
+
+
+def _read_through(file: Path) -> None:
+    """Read a Parquet file in parts. Raises DataError with the first row of the part that is broken."""
+    row = 1
+    try:
+        with pq.ParquetFile(file) as opened:
+            for part in range(opened.num_row_groups):
+                opened.read_row_group(part)
+                row += opened.metadata.row_group(part).num_rows
+    except (OSError, pa.ArrowException) as error:
+        problem = f"is damaged from about this row on ({str(error).splitlines()[0]})"
+        raise DataError(problem, path=file, line=row, fix="write or copy the file again") from None
 
 
 def _item_ids(stages: Stages, config: MineConfig) -> Table | None:

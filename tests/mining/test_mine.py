@@ -1,0 +1,446 @@
+"""From a log to the artifact: the same bytes, updates, kills, broken input, both engines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pertinent.artifact import open_artifact, write_artifact
+from pertinent.cli import main
+from pertinent.errors import ArtifactError, ConfigError, DataError
+from pertinent.mining import run as module
+from pertinent.mining.run import TABLES, MineConfig, mine, read_mined
+from pertinent.mining.schema import DAY, LEVELS
+
+QUERIES = ["red shoes", "無線 イヤホン", "waterproof hiking boots", "kabel", "usb c cable 2m"]
+ITEMS = [f"item-{number}" for number in range(8)] + ["größe-ü"]
+FIRST = 20_100
+# Windows as short as the logs below, so that days expire.
+SMALL: dict[str, Any] = {
+    "clicks": {"days": 6},
+    "queries": {"days": 6},
+    "positions": {"days": 6},
+    "hot": {"days": 6},
+    "unlabeled": {"days": 6},
+    "neighbors": {"days": 3, "min_exposures": 3, "min_ctr": 0.2, "keep": 3},
+    "engine": {"type": "duckdb", "memory": "1GB", "threads": 2},
+    "progress": False,
+}
+
+Rows = list[dict[str, Any]]
+
+
+def day_rows(day: int, seed: int = 0, searches: int = 12) -> Rows:
+    """A day of result pages, from a seed of its own."""
+    chosen = random.Random(f"{seed} {day}")
+    rows = []
+    for number in range(searches):
+        user, query = f"user-{chosen.randrange(4)}", chosen.choice(QUERIES)
+        time = (FIRST + day) * DAY + number * 3_600_000_000
+        for position, item in enumerate(chosen.sample(ITEMS, 4)):
+            levels = range(1 + (chosen.randrange(1, 6) if chosen.random() < 0.6 / (1 + position) else 0))
+            rows += [
+                {
+                    "user_id": user,
+                    "session_id": f"{day}-{number}",
+                    "search_id": f"{day}-{number}",
+                    "query": query.upper() if chosen.random() < 0.2 else query,
+                    "item_id": item,
+                    "level": LEVELS[level],
+                    "position": position,
+                    "time": time + level * 1_000_000,
+                }
+                for level in levels
+            ]
+    return rows
+
+
+def write_log(path: Path, rows: Rows) -> Path:
+    columns = {name: pa.array([row[name] for row in rows]) for name in rows[0] if name != "time"}
+    columns["time"] = pa.array([row["time"] for row in rows], pa.timestamp("us", tz="UTC"))
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a log of ten days, a catalog, and what was mined from them. Not to be changed."""
+    folder = tmp_path_factory.mktemp("made")
+    write_log(folder / "log.parquet", [row for day in range(10) for row in day_rows(day)])
+    lines = [f"{item},Title of {item}" for item in ITEMS]
+    (folder / "items.csv").write_text("\n".join(["item_id,title", *lines, ""]), encoding="utf-8")
+    with contextlib.chdir(folder):
+        mine(settings())
+    return folder
+
+
+@pytest.fixture
+def shop(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the log and the catalog, and the working folder of the test."""
+    for name in ("log.parquet", "items.csv"):
+        shutil.copy(made / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def settings(log: str = "log.parquet", out: str = "mined", **changes: Any) -> MineConfig:
+    return MineConfig.build({"log": {"path": log}, "items": "items.csv", "out": out, **SMALL, **changes})
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def rows_of(folder: Path, name: str) -> list[tuple[Any, ...]]:
+    return [tuple(row.values()) for row in read_mined(folder, name).to_pylist()]
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def test_the_artifact_has_every_table_in_the_order_of_its_keys(made: Path) -> None:
+    artifact = open_artifact(made / "mined", "mined")
+    for name, order in TABLES.items():
+        table = read_mined(artifact.path, name)
+        keys = [
+            tuple(row[column] if row[column] is not None else 1 << 40 for column in order) for row in table.to_pylist()
+        ]
+        assert keys == sorted(keys), name
+        assert len(keys) > 0, name
+    assert artifact.metrics["days"] == 6
+    assert artifact.metrics["last_day"] == "2025-01-21"
+    assert sorted(path.name for path in made.iterdir()) == ["items.csv", "log.parquet", "mined"]
+
+
+def test_clicked_pairs_say_all_that_is_known_of_them(made: Path, shop: Path) -> None:
+    pairs = read_mined(made / "mined", "clicks").to_pylist()
+    assert list(pairs[0]) == [
+        *("query", "item_id", "level", "exposures", "clicks", "copies", "clear"),
+        *("expected", "coec", "examined", "ctr_debiased", "frequent"),
+    ]
+    assert {row["query"] for row in pairs} <= set(QUERIES), "queries are normalized"
+    assert all(row["copies"] == (0, 1, 1, 2, 3, 5)[row["level"]] for row in pairs)
+    assert all(0 < row["clicks"] <= row["exposures"] for row in pairs)
+    clear, frequent = sum(row["clear"] for row in pairs), [row for row in pairs if row["frequent"]]
+    assert len(frequent) == -(-clear // 8)
+    assert all(row["clear"] for row in frequent)
+    mine(settings(out="rows", clicks={"days": 6, "form": "rows"}))
+    assert len(read_mined("rows", "clicks")) == sum(row["copies"] for row in pairs)
+
+
+def test_the_same_input_gives_the_same_bytes(made: Path, shop: Path) -> None:
+    mine(settings(out="other"))
+    assert content(shop / "other") == content(made / "mined")
+    shuffled = [row for day in range(10) for row in day_rows(day)]
+    random.Random(1).shuffle(shuffled)
+    (shop / "log.parquet").unlink()
+    write_log(shop / "log.parquet", shuffled)
+    mine(settings(out="shuffled"))
+    for name in TABLES:
+        assert rows_of(shop / "shuffled", name) == rows_of(made / "mined", name), name
+
+
+def test_judged_queries_are_no_candidates(shop: Path) -> None:
+    (shop / "judged.csv").write_text('query,item_id\n"Shoes, RED",item-1\nkabel,item-2\n', encoding="utf-8")
+    mine(settings(judged=["judged.csv"]))
+    asked = set(read_mined("mined", "candidates")["query"].to_pylist())
+    assert asked == set(QUERIES) - {"red shoes", "kabel"}
+
+
+def test_lists_may_be_ordered_by_debiased_clicks(made: Path, shop: Path) -> None:
+    mine(settings(neighbors={**SMALL["neighbors"], "by": "debiased"}))
+    debiased, plain = (rows_of(folder / "mined", "neighbors_item") for folder in (shop, made))
+    assert {row[0] for row in debiased} == {row[0] for row in plain}
+    assert debiased != plain
+
+
+# ---------------------------------------------------------------- updates
+
+
+def test_an_update_equals_a_run_over_all_days(shop: Path) -> None:
+    first = [row for day in range(7) for row in day_rows(day)]
+    again = [row for day in (5, 6) for row in day_rows(day, seed=9)]
+    new = [row for day in (7, 8, 9) for row in day_rows(day)]
+    write_log(shop / "first.parquet", first)
+    write_log(shop / "new.parquet", again + new)
+    write_log(shop / "all.parquet", [row for row in first if row["time"] < (FIRST + 5) * DAY] + again + new)
+    mine(settings("first.parquet", "updated", update=True))
+    mine(settings("new.parquet", "updated", update=True))
+    mine(settings("all.parquet", "rebuilt"))
+    for name in TABLES:
+        assert (shop / "updated" / f"{name}.parquet").read_bytes() == (
+            shop / "rebuilt" / f"{name}.parquet"
+        ).read_bytes(), name
+    assert {row[0] for row in rows_of(shop / "updated", "daily")} == set(range(FIRST + 4, FIRST + 10))
+
+
+def test_any_cut_of_the_log_into_updates_gives_the_same_tables(made: Path, shop: Path) -> None:
+    cuts = [0, *sorted(random.Random(4).sample(range(2, 10), 2)), 10]
+    for start, end in pairwise(cuts):
+        days = range(max(0, start - 1), end)  # the day before is sent again
+        write_log(shop / "part.parquet", [row for day in days for row in day_rows(day)])
+        mine(settings("part.parquet", update=True))
+    for name in TABLES:
+        assert rows_of(shop / "mined", name) == rows_of(made / "mined", name), (cuts, name)
+
+
+def test_a_day_sent_again_in_part_is_told(made: Path, shop: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.copytree(made / "mined", shop / "mined")
+    write_log(shop / "part.parquet", day_rows(9)[:5])
+    updated = mine(settings("part.parquet", update=True))
+    assert "2025-01-21 with 5 instead of" in caplog.text
+    assert any("whole days" in warning for warning in updated.json("report.json")["warnings"])
+    assert updated.metrics["warnings"] > 0
+
+
+# ---------------------------------------------------------------- small, empty, hostile
+
+
+def test_a_small_log_is_warned_about_in_log_and_report(shop: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = mine(settings(neighbors={"min_exposures": 100}))
+    assert "few neighbors" in caplog.text
+    assert "neighbors.min_exposures=" in caplog.text
+    assert "few neighbors" in made.file("report.html").read_text(encoding="utf-8")
+    assert len(read_mined("mined", "neighbors_query")) == 0
+
+
+def test_one_event_is_a_log(shop: Path) -> None:
+    write_log(shop / "one.parquet", day_rows(3)[:1])
+    made = mine(settings("one.parquet", neighbors={"min_exposures": 1, "min_ctr": 0}))
+    assert made.metrics["events"] == 1
+    assert rows_of(shop / "mined", "neighbors_query")[0][1:5] == (0, day_rows(3)[0]["item_id"], 1, 0)
+
+
+def test_a_log_of_which_nothing_is_left_is_refused(shop: Path) -> None:
+    (shop / "items.csv").write_text("item_id,title\nother,Other\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"no event that passes the checks.*unknown_items"):
+        mine(settings())
+    assert sorted(path.name for path in shop.iterdir()) == ["items.csv", "log.parquet"]
+
+
+def test_texts_of_the_log_cannot_reach_the_page(shop: Path) -> None:
+    rows = day_rows(0)
+    rows[0] |= {"query": "<script>alert(1)</script>", "item_id": "no such <b>item</b>"}
+    write_log(shop / "hostile.parquet", rows)
+    made = mine(settings("hostile.parquet"))
+    page = made.file("report.html").read_text(encoding="utf-8")
+    assert "<script>" not in page
+    assert "<b>item" not in page
+    assert "&lt;b&gt;item" in page
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    for place in range(len(data) // 3, len(data) // 3 + 40):
+        data[place] ^= 0xFF
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("damage", [flipped, cut])
+def test_a_damaged_parquet_file_is_named_and_replaces_nothing(
+    made: Path, shop: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
+) -> None:
+    shutil.copytree(made / "mined", shop / "mined")
+    before = content(shop)
+    damage(shop / "log.parquet")
+    assert main(["mine", "--log", "log.parquet", "--items", "items.csv", "--out", "mined", "--json"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "log.parquet" in error
+    assert len(error.splitlines()) == 1
+    (shop / "log.parquet").write_bytes(before["log.parquet"])
+    assert content(shop) == before
+
+
+def test_a_broken_json_line_is_named_by_file_and_line(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [json.dumps({**row, "time": row["time"] // 1_000_000}) for row in day_rows(0)]
+    lines[16] = lines[16][:-9]
+    (shop / "log.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert main(["mine", "--log", "log.jsonl", "--items", "items.csv", "--out", "mined", "--json"]) == 2
+    error = capsys.readouterr().err
+    assert "log.jsonl" in error
+    assert "line 17" in error
+    assert len(error.splitlines()) == 1
+    assert not (shop / "mined").exists()
+    assert not (shop / "mined.work").exists()
+
+
+def test_a_missing_log_is_one_line(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mine", "--log", "logg.parquet", "--out", "mined"]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(errors) == 1
+    assert "logg.parquet" in errors[0]
+
+
+def test_only_an_artifact_of_its_kind_is_replaced(shop: Path) -> None:
+    with write_artifact("model", "model", {}) as folder:
+        (folder / "weights").write_text("x")
+    with pytest.raises(ArtifactError, match="'mined' is needed"):
+        mine(settings(out="model", update=True))
+    (shop / "mined.work").mkdir()
+    (shop / "mined.work" / "thesis.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match="not the work folder"):
+        mine(settings())
+    assert (shop / "mined.work" / "thesis.txt").read_text() == "mine"
+
+
+def test_two_runs_into_one_place_are_refused(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = module.read_log
+
+    def beside(*arguments: Any) -> Any:
+        with pytest.raises(ArtifactError, match="another run"):
+            mine(settings())
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "read_log", beside)
+    mine(settings())
+
+
+def test_an_unknown_table_is_said(made: Path) -> None:
+    with pytest.raises(ConfigError, match="neighbors_query"):
+        read_mined(made / "mined", "neighbours")
+
+
+# ---------------------------------------------------------------- kills
+
+
+def test_a_run_goes_on_after_its_last_complete_step(made: Path, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "_candidates", interrupted)
+        mine(settings())
+    assert not (shop / "mined").exists()
+    with monkeypatch.context() as patch:
+        for name in ("read_log", "check_events", "daily_counts", "fit_position_model", "user_sequences"):
+            patch.setattr(module, name, interrupted)
+        mine(settings())
+    assert content(shop / "mined") == content(made / "mined")
+    assert not (shop / "mined.work").exists()
+
+
+@pytest.mark.parametrize("change", ["settings", "log"])
+def test_other_settings_or_another_log_begin_anew(
+    made: Path, shop: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    if change == "log":
+        write_log(shop / "log.parquet", day_rows(8, seed=5))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "_candidates", interrupted)
+        mine(settings(neighbors={"keep": 1}) if change == "settings" else settings())
+    shutil.copy(made / "log.parquet", shop / "log.parquet")
+    mine(settings())
+    assert content(shop / "mined") == content(made / "mined")
+
+
+def start(shop: Path, *arguments: str) -> subprocess.Popen[str]:
+    flags = ["--log", "log.parquet", "--items", "items.csv", "--set", "neighbors.min_exposures=3", *arguments]
+    return subprocess.Popen(
+        [sys.executable, "-m", "pertinent", "mine", *flags],
+        cwd=shop,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_step_leaves_the_old_whole_and_the_next_run_completes(shop: Path) -> None:
+    out = ("--out", "mined")
+    old_log, new_log = shop / "old.parquet", (shop / "log.parquet").read_bytes()
+    write_log(old_log, [row for day in range(4) for row in day_rows(day, seed=3)])
+    shutil.copy(old_log, shop / "log.parquet")
+    assert start(shop, *out).wait(120) == 0
+    before = content(shop / "mined")
+    (shop / "log.parquet").write_bytes(new_log)
+    for step in (1, 2, 5, 10, 12):
+        process = start(shop, *out)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(f"[{step}/"):
+                process.send_signal(signal.SIGKILL)
+                break
+        process.stderr.close()
+        assert process.wait(120) == -signal.SIGKILL
+        open_artifact(shop / "mined", "mined")
+        assert content(shop / "mined") == before, step
+    assert start(shop, *out).wait(120) == 0
+    assert start(shop, "--out", "undisturbed").wait(120) == 0
+    assert content(shop / "mined") == content(shop / "undisturbed")
+    assert not (shop / "mined.work").exists()
+
+
+# ---------------------------------------------------------------- the command, and Spark
+
+
+def test_flags_alone_are_enough(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["mine", "--log", "log.parquet", "--items", "items.csv", "--out", "mined"]
+    assert main(argv) == 0
+    captured = capsys.readouterr()
+    assert "report: mined/report.html" in captured.out
+    assert "[1/12] log read and checked" in captured.err
+    assert open_artifact("mined", "mined").metrics["days"] == 10
+
+
+def test_columns_of_other_names_are_mapped(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pq.read_table(shop / "log.parquet").rename_columns(
+        ["uid" if name == "user_id" else name for name in pq.read_schema(shop / "log.parquet").names]
+    )
+    pq.write_table(table, shop / "other.parquet")
+    assert main(["mine", "--log", "other.parquet", "--columns", "uid=user_id", "--out", "mined", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["users_with_sequence"] == 4
+
+
+def test_the_engine_may_be_set_by_one_of_its_parts() -> None:
+    config = MineConfig.build({"log": {"path": "x"}, "out": "y", "engine": {"memory": "2GB"}})
+    assert config.engine.type == "duckdb"
+    assert config.kept_days == 365
+    with pytest.raises(ConfigError, match="memory"):
+        MineConfig.build({"log": {"path": "x"}, "out": "y", "engine": {"memory": "2"}})
+
+
+@pytest.mark.spark
+@pytest.mark.slow
+def test_spark_gives_the_same_tables(made: Path, shop: Path) -> None:
+    pytest.importorskip("pyspark", reason="PySpark is not installed")
+    if shutil.which("java") is None:
+        pytest.skip("Spark needs a Java runtime")
+    parts = {**settings(out="spark").plain(), "engine": {"type": "spark", "memory": "1g", "partitions": 2}}
+    (shop / "spark.json").write_text(json.dumps(parts), encoding="utf-8")
+    command = [sys.executable, "-m", "pertinent", "mine", "--config", "spark.json", "--json"]
+    done = subprocess.run(command, cwd=shop, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr
+    open_artifact(shop / "spark", "mined")
+    for name in TABLES:
+        theirs, ours = rows_of(shop / "spark", name), rows_of(made / "mined", name)
+        assert [row[:2] for row in theirs] == [row[:2] for row in ours], name
+        for their, our in zip(theirs, ours, strict=True):
+            assert their == pytest.approx(our, rel=1e-9) if name in ("positions", "clicks") else their == our, name
+    assert json.loads(done.stdout)["metrics"] == open_artifact(made / "mined").metrics
