@@ -50,7 +50,7 @@ WORDS_FILE = "words.parquet"
 NUMBERS_FILE = "subtokens.json"
 REPORT_FILE = "report.html"
 # What does not change the content of the artifact, and is left out of its manifest.
-NOT_RECORDED = {"out", "progress"}
+NOT_RECORDED = {"out", "progress", "chunk"}
 HELD_OUT_SALT = "lexicon"
 TAGGED_TITLES = 5_000
 
