@@ -8,6 +8,7 @@ import pytest
 
 from pertinent.config import Config
 from pertinent.data.synthetic import SynthesizeConfig
+from pertinent.lexicon.run import LexiconConfig
 from pertinent.mining.run import MineConfig
 from pertinent.studies import StudyConfig
 from pertinent.training.run import TrainConfig
@@ -19,6 +20,7 @@ CLASSES: dict[str, type[Config]] = {
     "studies/*.yaml": StudyConfig,
     "train*.yaml": TrainConfig,
     "shipped-*.yaml": TrainConfig,
+    "lexicon*.yaml": LexiconConfig,
     "synthesize*.yaml": SynthesizeConfig,
     "mine*.yaml": MineConfig,
 }

@@ -30,7 +30,9 @@ SETTINGS_PAGES = {
     "export": "engine.md",
     "index": "engine.md",
     "bench": "engine.md",
+    "serve": "server.md",
     "data synthesize": "synthetic-shop.md",
+    "lexicon": "lexicon.md",
     "mine": "mining.md",
 }
 
@@ -119,7 +121,9 @@ def test_every_setting_is_a_flag_or_documented(command: str) -> None:
         ("evaluation.md", "Several systems: a study", "study"),
         ("engine.md", "Index", "index"),
         ("engine.md", "Export", "export"),
+        ("server.md", "Settings", "serve"),
         ("synthetic-shop.md", "Settings", "data synthesize"),
+        ("lexicon.md", "Settings", "lexicon"),
         ("mining.md", "Settings", "mine"),
     ],
 )
@@ -139,6 +143,13 @@ def test_defaults_in_the_docs_are_those_of_the_code(name: str, heading: str, com
             assert [loss["type"] for loss in value] == [loss["type"] for loss in told]
         else:
             assert told == value, setting
+
+
+@pytest.mark.parametrize(("heading", "setting"), [("Limits", "limits"), ("Under load", "queue")])
+def test_limits_in_the_docs_are_those_of_the_server(heading: str, setting: str) -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", sections(page("server.md"))[heading], flags=re.MULTILINE)
+    config = load(COMMANDS["serve"].config)()
+    assert {name: yaml.safe_load(default) for name, default in rows} == getattr(config, setting).plain()
 
 
 def test_training_has_a_row_for_each_setting() -> None:
