@@ -157,7 +157,9 @@ def starting_network(config: TrainConfig) -> tuple[nn.Module, PairTokenizer]:
     if lexicon is not None:
         network, pairs = extend_vocabulary(network, pairs, lexicon.words)
     settings: Any = network.config  # every network of ours has one
-    if settings.term_classes and (lexicon is not None or pairs.tagger is None):
+    if not settings.term_classes:
+        return network, PairTokenizer(pairs.tokenizer, pairs.config)
+    if lexicon is not None or pairs.tagger is None:
         from pertinent.lexicon.tagger import Tagger
 
         tagger = Tagger.shipped() if lexicon is None else lexicon.tagger
