@@ -22,6 +22,7 @@ from pertinent.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "pertinent" / "shipped"
+TAGGER = ROOT / "pertinent" / "shipped_tagger"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 HEAVY = (
     "torch",
@@ -97,17 +98,29 @@ sys.exit(code)
         assert found["results"][0]["item_id"] == "1"
 
 
-@pytest.mark.parametrize("name", ["doctor", "index", "evaluate"])
+def test_tagging_needs_only_the_core() -> None:
+    code = (
+        BLOCK.format(heavy={*HEAVY, "pycrfsuite"})
+        + "from pertinent.lexicon.tagger import Tagger\nprint(Tagger.shipped().tag('red handbag')[-1].term_class)"
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "core\n"
+
+
+@pytest.mark.parametrize("name", ["doctor", "index", "evaluate", "explain"])
 def test_other_commands_need_only_the_core(name: str, tmp_path: Path, tiny_artifact: Artifact) -> None:
     (tmp_path / "items.csv").write_text(ITEMS)
     (tmp_path / "judgments.csv").write_text("query,title,grade\nearbuds,earbuds,1\nearbuds,tea pot,0\n")
     argv = {
         "doctor": [],
+        "explain": ["--items", "items.csv"],
         "index": ["--items", "items.csv", "--out", "index"],
         "evaluate": ["--judgments", "judgments.csv", "--positive-grade", "1", "--report", "report.html"],
     }[name]
     code = BLOCK.format(heavy=HEAVY) + "from pertinent.cli import main\nsys.exit(main(sys.argv[1:]))"
-    done = python(code, name, str(tiny_artifact.path), *argv, "--json", cwd=tmp_path)
+    places = ["wireless earbuds"] if name == "explain" else []
+    done = python(code, name, *places, str(tiny_artifact.path), *argv, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert not re.search("warning|traceback", done.stderr, re.IGNORECASE)
     json.loads(done.stdout)
@@ -223,6 +236,9 @@ def test_the_wheel_is_pure_whole_and_small(wheel: Path) -> None:
     shipped = {path.relative_to(ROOT).as_posix() for path in SHIPPED.rglob("*") if path.is_file()}
     assert "pertinent/shipped/manifest.json" in shipped
     assert shipped <= names
+    tagger = {path.relative_to(ROOT).as_posix() for path in TAGGER.rglob("*") if path.is_file()}
+    assert "pertinent/shipped_tagger/manifest.json" in tagger
+    assert tagger <= names
 
 
 def pip(python: Path, *argv: str) -> subprocess.CompletedProcess[str]:
