@@ -49,7 +49,14 @@ from pertinent.serving.reading import Document, blank_rows, one_text, read, requ
 # --- what comes -------------------------------------------------------------------------------
 
 
-_RERANK_UNUSED = ("max_chunks_per_doc", "relevant_spans", "instruction", "overlap_tokens")
+_RERANK_UNUSED = (
+    "max_tokens_per_doc",
+    "max_chunks_per_doc",
+    "priority",
+    "relevant_spans",
+    "instruction",
+    "overlap_tokens",
+)
 _ACTIVATION = ("use_activation", "activation", "softmax")
 _VLLM_UNUSED = ("max_tokens_per_query", "truncate_prompt_tokens", "truncation_side")
 
@@ -98,8 +105,6 @@ def _rerank(dialect: str, given: RerankBody, repaired: int, least_top: int) -> R
         return_documents=bool(given.return_documents),
         raw_documents=_raw(given.documents, given.return_documents),
         model=given.model,
-        max_document_tokens=whole(given.max_tokens_per_doc, "max_tokens_per_doc", 0) or None,
-        priority=whole(given.priority, "priority", -(2**31)) or 0,
         bad=blank_rows(documents),
         repaired=repaired,
         unused=_given(given, _RERANK_UNUSED),
@@ -245,11 +250,10 @@ def _parse_score(body: bytes, path: str) -> Request:
         queries=queries if len(queries) == len(documents) > 1 else None,
         model=given.model,
         logits=given.use_activation is False,
-        priority=whole(given.priority, "priority", -(2**31)) or 0,
         request_id=given.request_id,
         bad=blank_rows(documents),
         repaired=repaired,
-        unused=_given(given, ("truncate_prompt_tokens",)),
+        unused=_given(given, ("priority", "truncate_prompt_tokens")),
     )
 
 

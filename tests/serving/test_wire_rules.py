@@ -207,7 +207,7 @@ class TestHowMany:
             assert refused(FORMS[dialect][0], body).status == 422
 
 
-@pytest.mark.parametrize("field", ["return_documents", "rank_fields", "max_tokens_per_doc", "priority"])
+@pytest.mark.parametrize("field", ["return_documents", "rank_fields"])
 @pytest.mark.parametrize("dialect", ["cohere", "cohere-v1", "jina", "union", "vllm", "infinity"])
 def test_settings_of_the_wrong_kind_are_named(dialect: str, field: str) -> None:
     error = refused(FORMS[dialect][0], body_of(dialect, **{field: "yes"}))
@@ -251,8 +251,7 @@ def test_settings_that_nothing_acts_on_are_listed() -> None:
         "max_tokens_per_doc": 64,
     }
     request = parsed("cohere", body_of("cohere", **more))
-    assert request.unused == ["max_chunks_per_doc", "relevant_spans"]
-    assert request.max_document_tokens == 64
+    assert request.unused == ["max_tokens_per_doc", "max_chunks_per_doc", "relevant_spans"]
     assert parsed("union", body_of("union", truncation_side="left", softmax=False)).unused == [
         "truncation_side",
         "softmax",
