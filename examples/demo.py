@@ -40,6 +40,11 @@ def main() -> None:
     print("       .venv/bin/pertinent train --config configs/train-esci.yaml")
     print("       .venv/bin/pertinent evaluate --judgments examples/data/icecat/judgments.parquet --positive-grade 1")
     print("       .venv/bin/pertinent index --items examples/data/esci/items.parquet --out runs/index")
+    print(
+        "       .venv/bin/pertinent serve --index runs/index    # then http://127.0.0.1:8080, or in another terminal:"
+    )
+    print("       curl http://127.0.0.1:8080/v2/rerank -H 'content-type: application/json' \\")
+    print("""         -d '{"query": "usb c cable", "documents": ["USB-C cable, 2 m", "Tea pot"]}'""")
     print("       .venv/bin/pertinent bench --candidates 100,1000,3000")
 
 

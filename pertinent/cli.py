@@ -46,6 +46,8 @@ class Command:
     examples: tuple[str, ...]
     # The place that holds the settings file itself (`pertinent study FILE`), instead of --config.
     file_place: bool = False
+    # Whether PERTINENT_PORT and the like stand in for flags that are not given.
+    environment: bool = False
 
 
 def numbers(text: str) -> list[int]:
@@ -76,6 +78,18 @@ def renames(text: str) -> dict[str, str]:
     if not all(yours.strip() and equals and ours.strip() for yours, equals, ours in pairs):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form product_name=title,sku=item_id")
     return {yours.strip(): ours.strip() for yours, _, ours in pairs}
+
+
+def named(text: str) -> dict[str, str]:
+    """Values by name, from ``shop=runs/model,outlet=runs/other``.
+
+    >>> named("shop=runs/model, outlet=runs/other")
+    {'shop': 'runs/model', 'outlet': 'runs/other'}
+    """
+    pairs = [part.partition("=") for part in names(text)]
+    if not all(name.strip() and value.strip() for name, _, value in pairs):
+        raise argparse.ArgumentTypeError("is not of the form name=value,name=value")
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def positive(text: str) -> int:
@@ -316,6 +330,40 @@ COMMANDS: dict[str, Command] = {
             "pertinent lexicon --items catalog.parquet --log runs/mined --limit 5000 --out runs/lexicon",
         ),
     ),
+    "serve": Command(
+        "answer rerank requests over HTTP, in the dialects that search engines speak",
+        "pertinent.serving.config:ServeConfig",
+        "pertinent.serving.run:serve",
+        "pertinent.commands:show_stopped",
+        (
+            MODEL,
+            Flag("--name", "name", "what requests call the model; left out: its folder's name"),
+            Flag("--index", "index", "a folder made by pertinent index, for requests by item id", metavar="FOLDER"),
+            Flag("--models", "models", "more models by name", named, "NAME=FOLDER,..."),
+            Flag("--any-model", "any_model", "answer requests for unknown models with the first one", switch=True),
+            Flag("--host", "host", "the address to listen on; 0.0.0.0 is every one of this machine", metavar="ADDRESS"),
+            Flag("--port", "port", "the port to listen on; 0 takes a free one", int, "N"),
+            Flag("--workers", "workers", "processes", positive, "N"),
+            BACKEND,
+            THREADS,
+            Flag("--keys", "keys", "who may ask: SHA-256 of API keys by name", named, "NAME=SHA256,..."),
+            Flag("--insecure", "insecure", "listen beyond this machine without keys", switch=True),
+            Flag("--tls-certificate", "tls_certificate", "certificate chain in PEM, for https", metavar="FILE"),
+            Flag("--tls-key", "tls_key", "the private key of the certificate", metavar="FILE"),
+            Flag("--watch-seconds", "watch_seconds", "how often to look for new models; 0: on SIGHUP", float, "S"),
+            Flag("--drain-delay", "drain_delay", "how long to go on after SIGTERM as if nothing were", float, "S"),
+            Flag("--drain-timeout", "drain_timeout", "how long to finish requests after that", float, "S"),
+            Flag("--access-log", "access_log", "one JSON line a request on stderr", switch=True),
+            Flag("--log-queries", "log_queries", "write the text of queries into these lines", switch=True),
+            Flag("--playground", "playground", "the page at /", switch=True),
+        ),
+        (
+            "pertinent serve",
+            "pertinent serve runs/model --index runs/index --port 8080",
+            "pertinent serve runs/model --host 0.0.0.0 --keys shop=SHA256_OF_THE_KEY",
+        ),
+        environment=True,
+    ),
     "study": Command(
         "train and compare several models over seeds, and print one table",
         "pertinent.studies:StudyConfig",
@@ -438,6 +486,8 @@ def _settings(name: str, command: Command, arguments: argparse.Namespace) -> Any
     values = read_yaml(arguments.config) if arguments.config else {}
     for flag in command.flags:
         given = getattr(arguments, flag.dest, None)
+        if given is None and command.environment:
+            given = _from_environment(flag)
         if given is not None:
             _put(values, flag.setting, given)
     if "progress" in config.model_fields:
@@ -463,6 +513,31 @@ def _put(values: dict[str, Any], setting: str, value: Any) -> None:
             values[part] = {}
         values = values[part]
     values[last] = value
+
+
+def variable(flag: Flag) -> str:
+    """The environment variable that stands in for a flag.
+
+    >>> variable(Flag("--drain-delay", "drain_delay", "..."))
+    'PERTINENT_DRAIN_DELAY'
+    """
+    return "PERTINENT_" + flag.name.lstrip("-").upper().replace("-", "_")
+
+
+def _from_environment(flag: Flag) -> Any:
+    from pertinent.errors import ConfigError
+
+    text = os.environ.get(variable(flag), "").strip()
+    if not text:
+        return None
+    try:
+        return _SWITCHES[text.lower()] if flag.switch else flag.kind(text)
+    except (ValueError, KeyError, argparse.ArgumentTypeError):
+        allowed = f"one of {', '.join(_SWITCHES)}" if flag.switch else f"as for {flag.name}: {flag.help}"
+        raise ConfigError(f"{variable(flag)} is {text[:60]!r}; allowed: {allowed}") from None
+
+
+_SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
 def _add(parser: argparse.ArgumentParser, flag: Flag) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pertinent.engine.scorer import Scorer
     from pertinent.evaluation.evaluate import EvaluateConfig
     from pertinent.evaluation.result import Evaluation
+    from pertinent.serving.run import Stopped
     from pertinent.explain import ExplainConfig, ExplainedText, Explanation
     from pertinent.mining.run import MineConfig
 
@@ -236,6 +237,11 @@ def show_bench(result: Bench, config: BenchConfig) -> None:
     ]
     print_table(["name", "candidates", "p50 ms", "p99 ms", "memory MB", "cold start s"], rows)
     print_lines([f"machine: {result.machine}; titles: {result.titles}"])
+
+
+def show_stopped(result: Stopped, config: Config) -> None:
+    """Print that the server has left."""
+    print_lines([f"stopped serving at {result.url}"])
 
 
 def show_study(result: Any, config: Config) -> None:

@@ -55,7 +55,7 @@ def test_every_route_answers(route: Any, server: Any, tiny_scorer: Scorer) -> No
     reply = server.post(path, body_for(path))
     assert reply.status_code == 200, reply.text
     probabilities, logits = tiny_scorer.score("usb", TITLES), tiny_scorer.logits("usb", TITLES)
-    expected = logits if "ranking" in path and "reranking" not in path or "retrieval" in path else probabilities
+    expected = logits if ("ranking" in path and "reranking" not in path) or "retrieval" in path else probabilities
     assert np.allclose(sorted(numbers(reply.json())), sorted(expected.tolist()), atol=1e-5)
     assert reply.headers["x-request-id"] and reply.headers["x-model-version"] == server.app.models.get(None).version
 
