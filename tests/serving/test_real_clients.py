@@ -1,7 +1,7 @@
 """The clients that people use, each against the real server: same order and scores as a plain call.
 
-Each test runs where its package is installed. Packages whose pins clash have their own environment:
-requirements/clients.txt and requirements/clients-cohere.txt; there the server runs elsewhere, and
+Each test runs where its package is installed. Most of these packages pin what ours do not go with, so they
+have an environment of their own, made from requirements/clients.txt; the server runs outside of it, and
 PERTINENT_TEST_URL says where:
 
     PERTINENT_TEST_URL=http://127.0.0.1:8080 pytest tests/serving/test_real_clients.py --noconftest -c /dev/null
