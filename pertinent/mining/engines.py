@@ -79,8 +79,7 @@ def write_parquet(connection: ibis.BaseBackend, table: ibis.Table, path: str | P
     if connection.name == "duckdb":
         connection.to_parquet(_as_declared(table), path, compression="zstd")
         return
-    frame = connection._session.sql(connection.compile(table))
-    frame.write.mode("overwrite").option("compression", "zstd").parquet(str(path))
+    connection.to_parquet(table, path, mode="overwrite", compression="zstd")
     for leftover in [*path.glob("_*"), *path.glob(".*")]:
         leftover.unlink()
     for number, part in enumerate(sorted(path.glob("part-*.parquet"))):
