@@ -34,7 +34,9 @@ def linked_by_query_id(flat: ibis.Table, notes: Counter[str]) -> ibis.Table:
     """UBI rows with the query, session and user of their query id; impressions that repeat a hit are left out."""
     named = flat.filter(flat.search_id.notnull())
     records = named.filter(named.level == SEARCH)
-    texts = records.group_by("search_id").agg(own_query=records["query"].max())
+    texts = records.group_by("search_id").agg(
+        own_query=records["query"].max(), own_application=records.application.max()
+    )
     people = named.group_by("search_id").agg(own_session=named.session_id.min(), own_user=named.user_id.min())
     hits = named.filter(named.hit).select("search_id", "item_id", shown=ibis.literal(True)).distinct()
     joined = flat.left_join(texts, "search_id").drop("search_id_right")
@@ -53,6 +55,7 @@ def linked_by_query_id(flat: ibis.Table, notes: Counter[str]) -> ibis.Table:
         "query": ibis.coalesce(kept.own_query, kept["query"]),
         "session_id": ibis.coalesce(kept.session_id, kept.own_session),
         "user_id": ibis.coalesce(kept.user_id, kept.own_user),
+        "application": ibis.coalesce(kept.application.nullif(""), kept.own_application, ibis.literal("")),
     }
     return kept.mutate(**filled).select(*flat.columns)
 

@@ -222,10 +222,10 @@ def _told(name: str, count: int) -> bool:
 def stage(connection: ibis.BaseBackend, table: ibis.Table, path: Path) -> ibis.Table:
     """The table, computed once and kept in a Parquet file (a folder on Spark), in no order."""
     if connection.name == "duckdb":
-        connection.to_parquet(table, path, compression="lz4")
+        connection.to_parquet(table, path, compression="snappy")
     else:
         frame = connection._session.sql(connection.compile(table))
-        frame.write.mode("overwrite").option("compression", "lz4raw").parquet(str(path))
+        frame.write.mode("overwrite").option("compression", "snappy").parquet(str(path))
     return read_parquet(connection, path)
 
 
@@ -345,6 +345,7 @@ def files_of(source: str) -> list[Path]:
             raise DataError("holds no file of a known format", path=path, fix=f"allowed: {' '.join(SUFFIXES)}")
         return sorted(found)
     if path.exists() or not glob.has_magic(source):
+        check_exists(path)
         return [path]
     found = [Path(name) for name in glob.glob(source, recursive=True)]
     if not found:
@@ -467,24 +468,24 @@ def _own_table(connection: ibis.BaseBackend, config: LogConfig, work: Path, note
 
 def _scan(connection: ibis.BaseBackend, source: str, config: LogConfig) -> tuple[ibis.Table, bool] | None:
     """The engine's own view of a Parquet log and whether its times lack a zone; None where it is text."""
-    local = Path(source).exists() or glob.has_magic(source) or connection.name == "duckdb"
-    if local and not Path(source).is_dir() and not glob.has_magic(source):
-        check_exists(Path(source))
-    if local and any(not p.name.lower().endswith(".parquet") for p in files_of(source)):
+    found = [source] if "://" in source else [str(path) for path in files_of(source)]
+    if any(not name.lower().endswith(".parquet") for name in found if "://" not in name):
         return None
     back = {ours: yours for yours, ours in config.columns.items()}
     try:
         if connection.name == "duckdb":
-            table = connection.read_parquet(
-                [str(p) for p in files_of(source)], filename=True, file_row_number=True, union_by_name=True
-            )
+            table = connection.read_parquet(found, filename="source_file", file_row_number=True, union_by_name=True)
             kind = table.schema().get(back.get("time", "time"))
             naive = kind is not None and kind.is_timestamp() and kind.timezone is None
         else:
             frame = connection._session.read.parquet(source)
             kinds = dict(frame.dtypes)
             naive = kinds.get(back.get("time", "time")) == "timestamp_ntz"
-            frame = frame.selectExpr("*", "_metadata.file_path AS filename", "_metadata.row_index AS file_row_number")
+            place = (
+                "replace(_metadata.file_path, 'file://', '') AS source_file",
+                "_metadata.row_index AS file_row_number",
+            )
+            frame = frame.selectExpr("*", *place)
             name = ibis.util.gen_name("log")
             frame.createOrReplaceTempView(name)
             table = connection.table(name)
@@ -498,8 +499,11 @@ def _scan(connection: ibis.BaseBackend, source: str, config: LogConfig) -> tuple
             raise _no_column(yours, table.columns, source)
     renamed = {ours: yours for yours, ours in config.columns.items() if ours != yours}
     table = table.drop(*[ours for ours in renamed if ours in table.columns]).rename(renamed) if renamed else table
-    table = table.mutate(file=table.filename.replace("file:", ""), row=table.file_row_number.cast("int64") + 1)
+    table = table.mutate(file=table.source_file, row=table.file_row_number.cast("int64") + 1)
     if "time" in table.columns and table.time.type().is_string():
+        if "://" in source:
+            fix = "store timestamps with a zone, or numbers since 1970"
+            raise DataError("times of a log in remote storage cannot be text", path=source, column="time", fix=fix)
         return None
     if naive and config.time_zone is None:
         raise DataError(
@@ -512,7 +516,7 @@ def _scan(connection: ibis.BaseBackend, source: str, config: LogConfig) -> tuple
 
 
 def _require(table: ibis.Table, config: LogConfig, source: str) -> None:
-    there = [name for name in table.columns if name not in ("file", "row", "filename", "file_row_number")]
+    there = [name for name in table.columns if name not in ("file", "row", "source_file", "file_row_number")]
     for name in TABLE_COLUMNS:
         if name not in there:
             raise _no_column(name, there, source)

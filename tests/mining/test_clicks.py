@@ -70,14 +70,14 @@ def test_the_share_is_rounded_up(duckdb_bench, clicked, kept):
     assert [row[1] for row in duckdb_bench.rows(frequent_pairs(pairs, 0.125), ["rank"])] == ["i00", "i01"][:kept]
 
 
-def test_empty_in_is_empty_out_with_the_same_columns(bench):
+def test_empty_in_is_empty_out_with_the_same_columns(duckdb_bench):
     def made(rows):
-        pairs = resampled(deepest_levels(bench.table(DAILY, rows)), COPIES)
+        pairs = resampled(deepest_levels(duckdb_bench.table(DAILY, rows)), COPIES)
         return [(pairs, KEYS), (repeated(pairs, COPIES), [*KEYS, "copy"]), (level_counts(pairs), ["level"])]
 
     for (empty, order), (full, _) in zip(made([]), made(LOG), strict=True):
-        assert bench.rows(empty, order) == []
-        assert bench.types(empty, order) == bench.types(full, order)
+        assert duckdb_bench.rows(empty, order) == []
+        assert duckdb_bench.types(empty, order) == duckdb_bench.types(full, order)
 
 
 def test_a_log_of_views_alone_has_no_copies(duckdb_bench):

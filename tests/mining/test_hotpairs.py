@@ -47,12 +47,12 @@ def test_hot_pairs_are_by_exposures_or_by_clicks(bench):
     assert clicked == [("tv", "a", 0, 9, 4), ("led", "b", 1, 10, 1)]  # 2 of 3: the one without a click is no part
 
 
-def test_nothing_in_the_window_is_an_empty_table_of_the_same_columns(bench):
-    daily = bench.table(DAILY, [(1, "led", "b", 5, 0, 0, 5, 5)])
+def test_nothing_in_the_window_is_an_empty_table_of_the_same_columns(duckdb_bench):
+    daily = duckdb_bench.table(DAILY, [(1, "led", "b", 5, 0, 0, 5, 5)])
     empty, full = (hot_pairs(daily, day, 2, 0.2, "exposures") for day in (9, 2))
-    assert bench.rows(empty, ["rank"]) == []
-    assert bench.rows(full, ["rank"]) == [("led", "b", 0, 5, 0)]
-    assert bench.types(empty, ["rank"]) == bench.types(full, ["rank"])
+    assert duckdb_bench.rows(empty, ["rank"]) == []
+    assert duckdb_bench.rows(full, ["rank"]) == [("led", "b", 0, 5, 0)]
+    assert duckdb_bench.types(empty, ["rank"]) == duckdb_bench.types(full, ["rank"])
 
 
 @pytest.mark.parametrize(

@@ -201,14 +201,13 @@ def test_a_log_without_query_ids_is_linked_alike_on_every_engine(engine, tmp_pat
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-@pytest.mark.parametrize("seed", [1, 2])
-def test_the_order_of_rows_in_the_file_does_not_matter(duckdb_engine, tmp_path, name, seed):
+def test_the_order_of_rows_in_the_file_does_not_matter(duckdb_engine, tmp_path, name):
     settings, expected, notes = FOREIGN[name]
     mixed = dict(settings)
     for key in {"path", "queries", "events"} & set(settings):
         source = Path(settings[key])
         lines = [line for file in files_of(str(source)) for line in file.read_text(encoding="utf-8").splitlines()]
-        random.Random(seed).shuffle(lines)
+        random.Random(1).shuffle(lines)
         (tmp_path / f"{key}.jsonl").write_text("\n".join(lines), encoding="utf-8")
         mixed[key] = str(tmp_path / f"{key}.jsonl")
     raw = read(duckdb_engine, tmp_path / "work", **mixed)

@@ -371,28 +371,37 @@ def start(shop: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+def finish(shop: Path, *arguments: str) -> None:
+    with start(shop, *arguments) as process:
+        told = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, told
+
+
+def kill_at(shop: Path, step: int, *arguments: str) -> None:
+    with start(shop, *arguments) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(f"[{step}/"):
+                process.send_signal(signal.SIGKILL)
+                break
+    assert process.returncode == -signal.SIGKILL
+
+
 @pytest.mark.slow
 def test_a_kill_at_any_step_leaves_the_old_whole_and_the_next_run_completes(shop: Path) -> None:
     out = ("--out", "mined")
     old_log, new_log = shop / "old.parquet", (shop / "log.parquet").read_bytes()
     write_log(old_log, [row for day in range(4) for row in day_rows(day, seed=3)])
     shutil.copy(old_log, shop / "log.parquet")
-    assert start(shop, *out).wait(120) == 0
+    finish(shop, *out)
     before = content(shop / "mined")
     (shop / "log.parquet").write_bytes(new_log)
     for step in (1, 2, 5, 10, 12):
-        process = start(shop, *out)
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith(f"[{step}/"):
-                process.send_signal(signal.SIGKILL)
-                break
-        process.stderr.close()
-        assert process.wait(120) == -signal.SIGKILL
+        kill_at(shop, step, *out)
         open_artifact(shop / "mined", "mined")
         assert content(shop / "mined") == before, step
-    assert start(shop, *out).wait(120) == 0
-    assert start(shop, "--out", "undisturbed").wait(120) == 0
+    finish(shop, *out)
+    finish(shop, "--out", "undisturbed")
     assert content(shop / "mined") == content(shop / "undisturbed")
     assert not (shop / "mined.work").exists()
 

@@ -82,15 +82,15 @@ def test_the_fit_is_as_it_is_worked_out_by_hand(bench, form):
     assert [row[5] for row in found] == pytest.approx([9 / 15, 6 / 30, 2 / 20, 2 / (20 * 0.1 / 0.24)], abs=1e-6)
 
 
-def test_empty_in_is_empty_out_with_the_same_columns(bench):
-    empty, full = (bench.table(DAILY_POSITIONS, rows) for rows in ([], LOG))
+def test_empty_in_is_empty_out_with_the_same_columns(duckdb_bench):
+    empty, full = (duckdb_bench.table(DAILY_POSITIONS, rows) for rows in ([], LOG))
     model = fit_position_model(empty, PositionConfig())
     assert model.propensity.tolist() == [1.0] and model.exposures.tolist() == [0]
     assert model.report()["rounds"] == 0 and model.report()["converged"] is True
     makers = [(position_table, ["position"]), (coec, KEYS), (lambda t: debiased_ctr(t, model), KEYS)]
     for make, order in makers:
-        assert bench.rows(make(empty), order) == []
-        assert bench.types(make(empty), order) == bench.types(make(full), order)
+        assert duckdb_bench.rows(make(empty), order) == []
+        assert duckdb_bench.types(make(empty), order) == duckdb_bench.types(make(full), order)
 
 
 @pytest.mark.parametrize("form", ["poisson", "bernoulli"])

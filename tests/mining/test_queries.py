@@ -112,10 +112,10 @@ def test_a_word_that_occurs_twice_is_found_twice():
     assert [term.start for term in head_terms(found, True)] == [0, 4, 9]
 
 
-def test_clarity_of_no_queries_has_the_same_columns(bench, tagger):
-    clear = clear_queries(bench.table({"query": "string"}, []), tagger.tag, ClarityConfig())
-    assert bench.rows(clear, VOLUMES) == []
-    assert bench.types(clear, VOLUMES) == {**CLARITY, "clear_literal": "bool", "clear": "bool"}
+def test_clarity_of_no_queries_has_the_same_columns(duckdb_bench, tagger):
+    clear = clear_queries(duckdb_bench.table({"query": "string"}, []), tagger.tag, ClarityConfig())
+    assert duckdb_bench.rows(clear, VOLUMES) == []
+    assert duckdb_bench.types(clear, VOLUMES) == {**CLARITY, "clear_literal": "bool", "clear": "bool"}
 
 
 def test_volumes_and_segments_are_as_they_are_worked_out_by_hand(bench):

@@ -53,10 +53,10 @@ def test_the_latest_of_known_items_are_kept_and_counted_from_the_first_kept(benc
     ]
 
 
-def test_empty_in_is_empty_out_with_the_same_columns(bench):
-    made = user_sequences(bench.table(EVENTS, []), None, 2, "click")
-    assert bench.rows(made, ORDER) == []
-    assert bench.types(made, ORDER) == SEQUENCES
+def test_empty_in_is_empty_out_with_the_same_columns(duckdb_bench):
+    made = user_sequences(duckdb_bench.table(EVENTS, []), None, 2, "click")
+    assert duckdb_bench.rows(made, ORDER) == []
+    assert duckdb_bench.types(made, ORDER) == SEQUENCES
 
 
 @FEW
