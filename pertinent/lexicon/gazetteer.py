@@ -91,7 +91,8 @@ EMPTY_VALUES = (
     "all",
 )
 
-_WORD = re.compile(r"(\w+(?:['’-]\w+|(?<=\d)[.,/](?=\d)\w+)*(?:(?<=\d)[\"″]|[%°])?)")
+# Bounded, so that no text makes words without end: what is kept of words would grow with them.
+_WORD = re.compile(r"(\w{1,64}(?:['’-]\w{1,64}|(?<=\d)[.,/](?=\d)\w{1,64}){0,7}(?:(?<=\d)[\"″]|[%°])?)")
 _SOFT_GAPS = frozenset((" ", "-", "/", " - ", " / ", "®", "™", "® ", "™ ", " & ", "+"))
 _PARTS = re.compile(r"\s*[,;|•]\s*|\s+/\s+")
 

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +28,9 @@ from pertinent.lexicon.gazetteer import Match, Words
 LABELS = ("O", *(f"{place}-{name}" for name in TERM_CLASSES[1:] for place in "BI"))
 EDGE = "<edge>"  # what stands before the first word and after the last
 OFFSETS = (-2, -1, 0, 1, 2)
-_CACHED_WORDS = 200_000
+_CACHED_WORDS = 100_000
 _PAIRS = ("-1,0:w", "0,1:w")
-_BATCH = 256
+_BATCH_TEXTS, _BATCH_WORDS = 256, 50_000
 _LETTERS = re.compile(r"[^\W\d_]+")
 _DIGITS = re.compile(r"\d+")
 _FORBIDDEN = np.float32(-1e9)
@@ -179,13 +179,19 @@ class Crf:
             transitions[numbers[source], numbers[target]] = weight
         return cls(weights, transitions)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied and sent to other processes without what it keeps and its lock."""
+        return type(self), (self.weights, self.transitions)
+
     def decode(self, words: Sequence[Words], matches: Sequence[Sequence[Match]]) -> list[list[int]]:
         """The best label number of each word of each text; they do not depend on the other texts."""
         order = sorted(range(len(words)), key=lambda row: len(words[row].texts))
         order = [row for row in order if words[row].texts]
         found: list[list[int]] = [[] for _ in words]
-        for start in range(0, len(order), _BATCH):
-            rows = order[start : start + _BATCH]
+        while order:
+            # The longest come first, so the first text says how many fit.
+            size = min(_BATCH_TEXTS, max(1, _BATCH_WORDS // len(words[order[-1]].texts)))
+            rows, order = order[-size:], order[:-size]
             labels = self._decode_batch([words[row] for row in rows], [matches[row] for row in rows])
             for row, best in zip(rows, labels.T.tolist(), strict=True):
                 found[row] = best[: len(words[row].texts)]

@@ -122,8 +122,9 @@ class Tagger:
 
     def learn(self, items: Iterable[Item], config: GazetteerConfig | None = None) -> Tagger:
         """This tagger with the terms of a catalog added; where both know a term, the catalog decides."""
-        own = Gazetteer.from_items(items, config or self.gazetteer.config)
-        return Tagger(Gazetteer({**self.gazetteer.entries, **own.entries}, own.config), self.crf, self.config)
+        own = Gazetteer.from_items(items, config or GazetteerConfig())
+        both = Gazetteer({**self.gazetteer.entries, **own.entries}, own.config)
+        return Tagger(both, self.crf, self.config.model_copy(update={"gazetteer": own.config}))
 
     def tag(self, text: str) -> list[TermSpan]:
         """The terms of a text, in order; offsets count characters of ``normalize(text)``."""

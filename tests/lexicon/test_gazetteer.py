@@ -118,7 +118,7 @@ def test_brands_columns_unknown_and_empty_values_give_no_terms() -> None:
 
 def test_a_value_is_cut_into_list_members_and_a_path_to_its_leaf() -> None:
     assert phrases("Home > Kitchen > Cups & Mugs") == ("cups", "mugs")
-    assert phrases("A" * 10_000) == ("a" * 200,)
+    assert phrases("tea " * 10_000) == (" ".join(["tea"] * 50),)
     assert phrases("") == phrases(" ,;|") == phrases("1.5, 2") == ()
 
 

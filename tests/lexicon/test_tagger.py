@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import subprocess
@@ -143,6 +144,17 @@ def test_threads_share_a_tagger(tagger: Tagger) -> None:
     fresh = Tagger(tagger.gazetteer, tagger.crf, tagger.config)
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(fresh.tag, texts)) == expected
+
+
+def test_a_copy_finds_the_same(tagger: Tagger) -> None:
+    texts = ["red wool socks 12v", "", "blue shirts for men"]
+    assert copy.deepcopy(tagger).tag_many(texts) == tagger.tag_many(texts)
+
+
+def test_long_texts_and_endless_words_are_bounded(tagger: Tagger) -> None:
+    texts = ["red " * 2500, "a" * 10_000, "a-" * 5000, "1," * 5000, "red"] * 60
+    assert all(len(word) < 600 for text in texts for word in split_words(normalize(text)).texts)
+    assert tagger.tag_many(texts)[:5] == [tagger.tag(text) for text in texts[:5]]
 
 
 def test_the_cache_of_words_is_bounded(tagger: Tagger, monkeypatch: pytest.MonkeyPatch) -> None:
