@@ -52,15 +52,14 @@ def unlabeled_pairs(daily: Table, volumes: Table, judged: Iterable[str], config:
     of its segment a drawn one stands for.
     """
     require(daily, DAILY, "unlabeled_pairs")
-    queries = drawn_queries(volumes.anti_join(same_words(volumes, judged), "query"), config)
-    pairs = daily.group_by(list(PAIR)).agg(
-        clicks=daily.clicks.sum(), position_sum=daily.position_sum.sum(), positioned=daily.positioned.sum()
-    )
-    return ibis.union(_shown(pairs, queries, config), _of_others(pairs, queries, config)).select(*UNLABELED)
+    drawn = drawn_queries(volumes.anti_join(same_words(volumes, judged), "query"), config)
+    # The few that are drawn are fetched, so that no engine draws again for each use of them.
+    queries = ibis.memtable(drawn.order_by("number").to_pyarrow(), schema=drawn.schema())
+    return ibis.union(_shown(daily, queries, config), _of_others(daily, queries, config)).select(*UNLABELED)
 
 
 def drawn_queries(volumes: Table, config: UnlabeledConfig) -> Table:
-    """The drawn queries of each segment, in the order of their MD5: ``query, segment, weight``.
+    """The drawn queries of each segment: ``query, segment, weight, number``; numbers are in the order of their MD5.
 
     A segment with fewer queries than asked for gives all it has, and its share goes to no other.
     """
@@ -75,7 +74,8 @@ def drawn_queries(volumes: Table, config: UnlabeledConfig) -> Table:
     )
     drawn = placed.filter(placed.place < placed.most)
     count = ibis.least(drawn["size"], drawn.most.cast("int64"))
-    return drawn.select("query", "segment", weight=drawn["size"].cast("float64") / count.cast("float64"))
+    weight = drawn["size"].cast("float64") / count.cast("float64")
+    return drawn.select("query", "segment", weight=weight, number=_number([drawn.mark, drawn["query"]]))
 
 
 def same_words(queries: Table, judged: Iterable[str]) -> Table:
@@ -100,8 +100,12 @@ def word_bag(query: str) -> str:
     return " ".join(sorted(words(query))) or normalize(query)
 
 
-def _shown(pairs: Table, queries: Table, config: UnlabeledConfig) -> Table:
+def _shown(daily: Table, queries: Table, config: UnlabeledConfig) -> Table:
     """Up to the asked number of items of each source among those shown for a query."""
+    own = daily.semi_join(queries, "query")
+    pairs = own.group_by(list(PAIR)).agg(
+        clicks=own.clicks.sum(), position_sum=own.position_sum.sum(), positioned=own.positioned.sum()
+    )
     below = (pairs.positioned > 0) & (pairs.position_sum >= pairs.positioned * config.deep_position)
     source = ibis.cases((pairs.clicks > 0, "clicked"), (below, "deep"), else_="shown")
     sourced = pairs.mutate(source=source).join(queries, "query")
@@ -115,22 +119,21 @@ def _shown(pairs: Table, queries: Table, config: UnlabeledConfig) -> Table:
     return numbered.filter(numbered.place < most).select(*UNLABELED)
 
 
-def _of_others(pairs: Table, queries: Table, config: UnlabeledConfig) -> Table:
+def _of_others(daily: Table, queries: Table, config: UnlabeledConfig) -> Table:
     """Up to ``config.other`` items that were shown for other queries only.
 
     Items stand in a ring in the order of their MD5, and each query takes the next few of it, so that
     all items are used about equally often and no query gets one twice.
     """
-    items = pairs.select("item_id").distinct()
+    items = daily.select("item_id").distinct()
     items = items.mutate(place=_number([_mark(config.seed, items.item_id), items.item_id]))
     size = items.agg(items=items.count().cast("int64"))
-    numbered = queries.mutate(number=_number([_mark(config.seed, queries["query"]), queries["query"]]))
     steps = ibis.memtable({"step": list(range(config.other))}, schema=ibis.schema({"step": "int64"}))
-    asked = numbered.cross_join(steps).cross_join(size)
+    asked = queries.cross_join(steps).cross_join(size)
     asked = asked.filter(asked.step < asked["items"])
     asked = asked.mutate(place=(asked.number * config.other + asked.step) % asked["items"])
     taken = asked.join(items, "place").mutate(source=ibis.literal("other"))
-    return taken.anti_join(pairs.select(*PAIR), list(PAIR)).select(*UNLABELED)
+    return taken.anti_join(daily.select(*PAIR), list(PAIR)).select(*UNLABELED)
 
 
 def _number(order: list[ibis.Value]) -> ibis.Value:
