@@ -122,7 +122,7 @@ class Shop:
     queries: Queries
     shoppers: Shoppers
     examination: Floats  # [page_size], 1 at the top
-    slips: float  # the share of clicks that are moved, so that ``noise`` of them end as mistakes
+    slips: float  # the chance of an examined item that is not clicked in earnest to be clicked by mistake
     sessions: float  # about how many the log has
 
     @property
@@ -227,8 +227,11 @@ def _behavior(shop: Shop, search: Ints, query: Ints, user: Ints, is_bot: NDArray
     grade = shop.queries.grade[query[:, None], slot]
     liked = _liked(shop, item, user)
     chance = np.minimum(attraction(grade) * liked, MOST_ATTRACTIVE)
-    clicked = shown & (uniform(seed, "click", search[:, None], place) < shop.examination * chance)
-    clicked, mistake = _mistakes(shop, search, clicked, shown)
+    # Attraction and mistakes both need examination first, so clicks stay those of a position-based model.
+    earnest = chance * (1.0 - config.noise) if shop.slips else chance
+    draws = uniform(seed, "click", search[:, None], place)
+    clicked = shown & (draws < shop.examination * (earnest + (1.0 - earnest) * shop.slips))
+    mistake = clicked & (draws >= shop.examination * earnest)
     clicked[is_bot], mistake[is_bot] = shown[is_bot], False
     # A click by mistake leads nowhere, and so does a program's.
     deep = clicked & ~mistake & ~is_bot[:, None]
@@ -341,31 +344,6 @@ def _liked(shop: Shop, item: Ints, user: Ints) -> Floats:
     return liked
 
 
-def _mistakes(
-    shop: Shop, search: Ints, clicked: NDArray[np.bool_], shown: NDArray[np.bool_]
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Clicks with a share of them moved to any examined place of the page; and which were moved.
-
-    A hand slips only on what the eye reached: mistakes fall in proportion to examination, so they
-    blur which items are good and leave the examination of positions as it is.
-    """
-    seed = shop.config.seed
-    mistake = np.zeros_like(clicked)
-    if shop.slips == 0:
-        return clicked, mistake
-    rows, places = np.nonzero(clicked)
-    slips = uniform(seed, "slip", search[rows], places) < shop.slips
-    rows, places = rows[slips], places[slips]
-    clicked = clicked.copy()
-    clicked[rows, places] = False
-    edges = np.cumsum(shop.examination)
-    reach = edges[shown[rows].sum(axis=1) - 1]
-    to = np.searchsorted(edges, uniform(seed, "slip to", search[rows], places) * reach, side="right")
-    mistake[rows, to] = True
-    mistake &= ~clicked  # on an item that was clicked in earnest it is the same click
-    return clicked | mistake, mistake
-
-
 def _depth(draws: Floats, grade: Floats) -> Ints:
     """How many levels beyond the click."""
     reached = np.ones_like(draws)
@@ -419,15 +397,16 @@ def log_rows(shop: Shop, sessions_at_once: int) -> Iterator[Rows]:
 
 
 def _slips(shop: Shop) -> float:
-    """The share of clicks to move: somewhat above ``noise``, as some land on what was clicked in earnest."""
+    """The chance of a mistake that makes ``noise`` of the clicks mistakes, and leaves their number as it is."""
     noise = shop.config.noise
     if noise == 0:
         return 0.0
-    clicks = (visits(shop, 0, _PILOT).level == 1).sum()
-    landed = visits(replace(shop, slips=noise), 0, _PILOT).mistake.sum() / max(noise * clicks, 1.0)
-    # With s moved and a share of l landing, mistakes are s l of 1 - s + s l clicks: solved for s.
-    landed = min(max(float(landed), 0.5), 1.0)
-    return noise / (landed + noise * (1.0 - landed))
+    pilot = visits(shop, 0, _PILOT)  # without mistakes, as no chance of them is known yet
+    pilot = pilot.take(pilot.user < len(shop.shoppers.activity))
+    clicks = int((pilot.level == 1).sum())
+    examined = max(float(shop.examination[pilot.position[pilot.level == 0]].sum()), float(clicks), 1e-9)
+    # Mistakes are drawn from what is examined and not clicked in earnest; earnest clicks are 1 - noise of the pilot's.
+    return noise * clicks / (examined - (1.0 - noise) * clicks)
 
 
 def _refuse_too_few(shop: Shop) -> None:
@@ -462,7 +441,7 @@ class _Counts:
         self.searches = np.zeros(queries, dtype=np.int64)
         self.levels = np.zeros(len(LEVELS), dtype=np.int64)
         self.mistakes: list[tuple[Ints, Ints, Ints]] = []
-        self.bots = 0
+        self.bots = np.zeros(len(LEVELS), dtype=np.int64)
 
     def add(self, shop: Shop, rows: Rows) -> None:
         pair = rows.query * shop.queries.found.shape[1] + rows.slot
@@ -474,11 +453,11 @@ class _Counts:
         by_mistake = rows.take(rows.mistake)
         item = shop.queries.found[by_mistake.query, by_mistake.slot]
         self.mistakes.append((by_mistake.search, item, by_mistake.position))
-        self.bots += int((rows.user >= len(shop.shoppers.activity)).sum())
+        self.bots += np.bincount(rows.level[rows.user >= len(shop.shoppers.activity)], minlength=len(LEVELS))
 
     def metrics(self, shop: Shop) -> dict[str, Any]:
         """What the manifest and the README say about the log."""
-        clicks, mistakes = int(self.levels[1]), sum(len(part[0]) for part in self.mistakes)
+        clicks, mistakes = int(self.levels[1] - self.bots[1]), sum(len(part[0]) for part in self.mistakes)
         aliases = self.searches[len(self.searches) - shop.queries.aliases :]
         return {
             "rows": int(self.levels.sum()),
@@ -491,7 +470,7 @@ class _Counts:
             **{f"{name}_rows": int(count) for name, count in zip(LEVELS, self.levels, strict=True)},
             "clicks_by_mistake": mistakes,
             "share_of_clicks_by_mistake": round(mistakes / clicks, 6) if clicks else 0.0,
-            "bot_rows": self.bots,
+            "bot_rows": int(self.bots.sum()),
         }
 
 

@@ -232,6 +232,16 @@ def test_without_noise_nobody_clicks_by_mistake_and_much_noise_is_as_much_as_ask
     assert rows.mistake.sum() / (rows.level == 1).sum() == pytest.approx(0.4, abs=0.03)
 
 
+def test_mistakes_leave_the_number_of_clicks_and_fall_on_what_is_examined(small):
+    clean = Rows.join(list(log_rows(build_shop(config(small, noise=0.0, events=40_000)), 100)))
+    noisy = Rows.join(list(log_rows(build_shop(config(small, noise=0.4, events=40_000)), 100)))
+    rates = [(rows.level == 1).sum() / (rows.level == 0).sum() for rows in (clean, noisy)]
+    assert rates[1] == pytest.approx(rates[0], rel=0.05)
+    # A page as a whole is clicked at position k in proportion to examination times what is not clicked in earnest.
+    by_position = [np.bincount(noisy.position[noisy.mistake], minlength=10)[k] for k in (0, 3, 9)]
+    assert by_position[0] > by_position[1] > by_position[2] > 0.3 * by_position[0] * 10**-0.5
+
+
 def test_the_truth_counts_what_the_log_has(shop):
     differing = """
         SELECT count(*) FROM truth_attraction AS t FULL JOIN (
