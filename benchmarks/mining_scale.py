@@ -1,0 +1,148 @@
+"""How long `pertinent mine` takes, and how much memory and disk, as a log grows.
+
+    python benchmarks/mining_scale.py                                     # 0.1, 1 and 10 million events
+    python benchmarks/mining_scale.py --events 100000                     # a quick look
+
+For each size a log is made by ``pertinent data synthesize`` and mined by the command in a process of its
+own, on DuckDB with a stated bound on its buffers. Twice a second its resident memory and the size of its
+work folder, with what the engine has spilled, are looked at; the peak of memory is the one that the
+system kept. The script fails where a run takes more memory than ``--limit``. Steps are timed by the command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pertinent.artifact import write_json
+from pertinent.data.synthetic import SynthesizeConfig, synthesize
+
+STEP = re.compile(r"^\[(\d+)/\d+\] (.+): ([\d.]+) s$")
+
+
+def folder_bytes(folder: Path) -> int:
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(place, name)).st_size
+            except OSError:
+                continue  # gone in the meantime
+    return total
+
+
+def watch(process: subprocess.Popen[str], work: Path, seen: dict[str, int]) -> None:
+    """Peaks of the work folder and of what is spilled in it, until the process ends."""
+    while process.poll() is None:
+        spilled, all_bytes = folder_bytes(work / "spill"), folder_bytes(work)
+        seen["spilled"] = max(seen["spilled"], spilled)
+        seen["work"] = max(seen["work"], all_bytes)
+        try:
+            # The highest there was, kept by the system; ps.memory_info has the present one.
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            peak = int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) * 1024  # type: ignore[union-attr]
+        except (OSError, AttributeError):
+            try:
+                peak = psutil.Process(process.pid).memory_info().rss
+            except psutil.Error:
+                continue
+        seen["memory"] = max(seen["memory"], peak)
+        time.sleep(0.5)
+
+
+def measure(events: int, folder: Path, memory: str, threads: int) -> dict[str, Any]:
+    shop, out = folder / "shop", folder / "mined"
+    started = time.perf_counter()
+    synthesize(SynthesizeConfig(out=str(shop), events=events, progress=False))
+    made = time.perf_counter() - started
+    settings = ["--set", "engine.type=duckdb", "--set", f"engine.memory={memory}", "--set", f"engine.threads={threads}"]
+    command = ["--log", str(shop / "log.parquet"), "--items", str(shop / "items.parquet"), "--out", str(out)]
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pertinent", "mine", *command, *settings, "--json", "--verbose"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+    )
+    seen = {"memory": 0, "spilled": 0, "work": 0}
+    watcher = threading.Thread(target=watch, args=(process, folder / "mined.work", seen))
+    watcher.start()
+    printed, told = process.communicate()
+    seconds = time.perf_counter() - started
+    watcher.join()
+    if process.returncode:
+        sys.exit(f"error: mining {events:,} events ended with {process.returncode}:\n{told}")
+    steps = [STEP.match(line) for line in told.splitlines()]
+    return {
+        "events": json.loads(printed)["metrics"]["events"],
+        "log_mb": round((shop / "log.parquet").stat().st_size / 1e6, 1),
+        "making_the_log_s": round(made, 1),
+        "mining_s": round(seconds, 1),
+        "events_per_s": round(events / seconds),
+        "peak_memory_mb": round(seen["memory"] / 1e6),
+        "peak_spilled_mb": round(seen["spilled"] / 1e6),
+        "peak_work_mb": round(seen["work"] / 1e6),
+        "artifact_mb": round(folder_bytes(out) / 1e6, 1),
+        "steps_s": {step.group(2): float(step.group(3)) for step in steps if step is not None},
+        "tables": json.loads(printed)["metrics"],
+    }
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    names = ("events", "log_mb", "mining_s", "events_per_s", "peak_memory_mb", "peak_spilled_mb", "peak_work_mb")
+    names = (*names, "artifact_mb")
+    print("  ".join(f"{name:>15}" for name in names))
+    for row in rows:
+        print("  ".join(f"{row[name]:>15,}" for name in names))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", default="100000,1000000,10000000", help="sizes, comma-separated")
+    parser.add_argument("--memory", default="2GB", help="bound on the engine's buffers")
+    parser.add_argument("--limit", type=int, default=4000, help="the most MB of memory the process may take")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--folder", type=Path, help="where logs and work lie; left out: the system's temporary folder")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    options = parser.parse_args()
+    rows = []
+    for events in (int(part) for part in options.events.split(",")):
+        folder = Path(tempfile.mkdtemp(prefix="mining-scale-", dir=options.folder))
+        try:
+            rows.append(measure(events, folder, options.memory, options.threads))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        print_table(rows[-1:])
+    result = {
+        "command": " ".join(["python", "benchmarks/mining_scale.py", *sys.argv[1:]]),
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "load_at_the_end": [round(value, 1) for value in os.getloadavg()],
+        "engine": {"type": "duckdb", "memory": options.memory, "threads": options.threads},
+        "memory_limit_mb": options.limit,
+        "runs": rows,
+    }
+    write_json(options.out, result)
+    print()
+    print_table(rows)
+    over = [row for row in rows if row["peak_memory_mb"] > options.limit]
+    if over:
+        sys.exit(f"error: {len(over)} runs took more than {options.limit} MB of memory")
+
+
+if __name__ == "__main__":
+    main()
