@@ -19,9 +19,24 @@ from pertinent.serving.messages import WireError, error_body
 
 # A line feed of its own, and a header folded over two lines: proxies read these differently.
 _AMBIGUOUS = re.compile(rb"(?<!\r)\n|\r\n[ \t]|^[\r\n]*[^\r\n]*\r(?!\n)")
+_VERSION = re.compile(rb"[^\r\n]* HTTP/1\.[01]\r\n")
+_LENGTHS = re.compile(rb"\r\ncontent-length\s*:", re.IGNORECASE)
 _HEAD_END = re.compile(rb"\r\n\r\n|\n\n|\n\r\n")
 # How long a request goes on being read after its answer, so that the client gets to see it.
 _LINGER_SECONDS = 2.0
+
+
+def clean_head(head: bytes, complete: bool) -> bool:
+    """Whether the head of a request, or the part that has come, can be read in one way only.
+
+    >>> clean_head(b"GET / HTTP/1.1\\r\\nhost: x\\r\\n\\r\\n", complete=True)
+    True
+    >>> clean_head(b"GET / HTTP/1.1\\nhost: x\\n\\n", complete=True)
+    False
+    """
+    if _AMBIGUOUS.search(head[:-1]):
+        return False
+    return not complete or (_VERSION.match(head.lstrip(b"\r\n")) is not None and len(_LENGTHS.findall(head)) < 2)
 
 
 class Protocol(H11Protocol):
@@ -55,7 +70,7 @@ class Protocol(H11Protocol):
             self._head += data
             end = _HEAD_END.search(self._head)
             head = bytes(self._head[: end.end() if end else None])
-            if _AMBIGUOUS.search(head[:-1]):
+            if not clean_head(head, end is not None):
                 self._refuse(400, "the head of the request is not clean HTTP/1.1", "bad_request")
                 return
             if len(head) > self._limits.header_bytes + self._limits.url_bytes:

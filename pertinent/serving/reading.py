@@ -102,6 +102,9 @@ def _decode(body: bytes, kind: type[Body]) -> Body:
 def _wrong_field(message: str) -> WireError:
     """A msgspec message as ours: ``Expected `str`, got `int` - at `$.query```."""
     problem, _, place = message.partition(" - at ")
+    unknown = re.search(r"unknown field `(.*)`", problem)
+    if unknown is not None and not place:
+        return WireError(422, f"{unknown[1]}: there is no such field", "invalid_field", unknown[1])
     problem = problem.replace("`", "")
     field = place.strip("`").removeprefix("$").removeprefix(".").replace("[...]", "")
     if not field:
