@@ -13,9 +13,11 @@ import asyncio
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -347,3 +349,20 @@ def test_lancedb(url: str, model: str, expected: list[tuple[int, float]]) -> Non
     assert done.returncode == 0, done.stderr
     rows, scores = json.loads(done.stdout)
     same(list(zip(rows, scores, strict=True)), expected)
+
+
+# --- the snippets of the docs -----------------------------------------------------------------------
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "server-api.md"
+SNIPPETS = re.findall(r"<!-- client: (\S+) -->\n```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize(("name", "code"), SNIPPETS, ids=[snippet[0] for snippet in SNIPPETS])
+def test_the_snippets_of_the_docs_run(name: str, code: str, url: str, model: str) -> None:
+    package(name)
+    namespace: dict[str, Any] = {}
+    exec(code.replace("http://ranker.example:8080", url).replace("shop-small", model), namespace)
+    texts = ["Garden hose 20 m", "Trail shoe, men", "Tea pot"]
+    body = {"model": model, "query": "trail shoe men 42", "documents": texts}
+    results = call(url, "/v2/rerank", body)["results"]
+    assert namespace["ranked"] == [texts[result["index"]] for result in results[:2]]
