@@ -74,11 +74,17 @@ class MixedbreadBody(msgspec.Struct):
     rewrite_query: Any = None
 
 
+class Passage(msgspec.Struct, gc=False):
+    """A text in an object, with nothing else of use; far cheaper to read than any object."""
+
+    text: str | UnsetType | None = UNSET
+
+
 class NimBody(msgspec.Struct):
     """NVIDIA NIM."""
 
     query: Query | None = None
-    passages: list[Document] | None = None
+    passages: list[str | Passage | None] | None = None
     model: str | None = None
     truncate: Literal["NONE", "END"] | None = None
 

@@ -25,6 +25,7 @@ from pertinent.serving.bodies import (
     MixedbreadResult,
     NimBody,
     NimReply,
+    Passage,
     PredictBody,
     Prediction,
     Rank,
@@ -146,7 +147,8 @@ def _parse_mixedbread(body: bytes, path: str) -> Request:
 
 def _parse_nim(body: bytes, path: str) -> Request:
     given, repaired = read(body, NimBody)
-    documents = texts(given.passages, "passages")
+    passages = None if given.passages is None else [_passage(each) for each in given.passages]
+    documents = texts(passages, "passages")
     hosted = re.search(r"/v1/retrieval/(.+)/reranking/?$", path)
     return Request(
         dialect="nim",
@@ -158,6 +160,12 @@ def _parse_nim(body: bytes, path: str) -> Request:
         bad=blank_rows(documents),
         repaired=repaired,
     )
+
+
+def _passage(given: str | Passage | None) -> Document:
+    if not isinstance(given, Passage):
+        return given
+    return {} if given.text is UNSET else given.text
 
 
 def _parse_tei(body: bytes, path: str) -> Request:

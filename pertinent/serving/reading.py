@@ -46,7 +46,6 @@ def read(body: bytes, kind: type[Body]) -> tuple[Body, int]:
     True
     """
     body = body.removeprefix(_MARK)
-    _check_utf8(body)
     try:
         return _decode(body, kind), 0
     except WireError:
@@ -76,15 +75,6 @@ def mend_surrogates(body: bytes) -> tuple[bytes, int]:
     return _SURROGATES.sub(mended, body), repaired
 
 
-def _check_utf8(body: bytes) -> None:
-    if body.isascii():
-        return
-    try:
-        body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise WireError(400, f"the body is not UTF-8 at byte {error.start}: send UTF-8", "malformed_json") from None
-
-
 def _decode(body: bytes, kind: type[Body]) -> Body:
     try:
         decoded: Body = _decoder(kind).decode(body)
@@ -95,7 +85,9 @@ def _decode(body: bytes, kind: type[Body]) -> Body:
         raise WireError(
             400, "the JSON is nested too deep: documents are texts or flat objects", "malformed_json"
         ) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise _not_utf8(body) from None
+    except msgspec.DecodeError as error:
         raise _malformed(body, str(error)) from None
 
 
@@ -111,6 +103,15 @@ def _wrong_field(message: str) -> WireError:
         return WireError(400, f"the body is not a JSON object: {problem[0].lower()}{problem[1:]}", "malformed_json")
     problem = problem[0].lower() + problem[1:]
     return WireError(422, f"{field}: {problem}", "invalid_field", re.split(r"[.\[]", field)[0])
+
+
+def _not_utf8(body: bytes) -> WireError:
+    place = "a byte"
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        place = f"byte {error.start}"
+    return WireError(400, f"the body is not UTF-8 at {place}: send UTF-8", "malformed_json")
 
 
 def _malformed(body: bytes, message: str) -> WireError:

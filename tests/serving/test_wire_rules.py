@@ -146,7 +146,7 @@ class TestEveryDialect:
             b'{"query": "cup", "documents": ["Mug"',
             b'{"query": "cup"} trailing',
             b"{'query': 'cup'}",
-            b'{"query": "\xff"}',
+            b'{"query": "\xff", "queries": "\xff"}',
             '{"query": "cup"}'.encode("utf-16"),
             b'{"other": ' + b"[" * 200_000,
             b'{"other": "' + b"x" * 1_000_000,
@@ -178,6 +178,17 @@ class TestEveryDialect:
 
     def test_duplicates_stay(self, dialect: str) -> None:
         assert parsed(dialect, body_of(dialect, documents=["Mug"] * 5)).documents == ["Mug"] * 5
+
+
+def test_bytes_that_are_not_utf8_are_placed() -> None:
+    for text in (b"\xff", b"\xc3", b"\xed\xa0\x80", "é".encode("latin-1")):
+        for body in (
+            b'{"query": "caf' + text + b'", "documents": ["Mug"]}',
+            b'{"query": "a", "documents": ["' + text + b'"]}',
+        ):
+            error = refused("/v2/rerank", body)
+            assert (error.status, error.code) == (400, "malformed_json")
+            assert f"byte {body.index(text)}:" in error.message
 
 
 @pytest.mark.parametrize("dialect", COUNTED)
