@@ -38,7 +38,7 @@ def report_numbers(tables: Mapping[str, Table], found: Mapping[str, Any]) -> dic
     """The content of the page as JSON-able values.
 
     ``tables`` are those of the artifact by name; ``found`` has what is not in a table: ``checks``,
-    ``notes``, ``warnings``, ``coverage``, ``position_fit`` and ``settings``.
+    ``notes``, ``told``, ``warnings``, ``coverage``, ``position_fit`` and ``settings``.
     """
     days = _rows(tables["days"].order_by("day"))
     for row in days:
@@ -73,7 +73,7 @@ def report_page(numbers: Mapping[str, Any]) -> str:
         section("Queries", _segment_table(numbers["segments"])),
         section("Behavior neighbors", _coverage_table(numbers["coverage"])),
         section("Tables", _table_sizes(summary)),
-        section("Checks", _check_table(numbers["checks"]), _notes(numbers["notes"])),
+        section("Checks", _check_table(numbers["checks"]), _notes(numbers["told"])),
     )
     return page(numbers["title"], body)
 
@@ -268,8 +268,8 @@ def _check_table(checks: Sequence[Mapping[str, Any]]) -> str:
     return table("What the checks found in the log that was read last", ["check", "rows", "action", "example"], rows)
 
 
-def _notes(notes: Mapping[str, int]) -> str:
-    lines = "".join(f"<li>{escape(str(name))}: {count:,}</li>" for name, count in notes.items())
+def _notes(told: Sequence[str]) -> str:
+    lines = "".join(f"<li>{escape(sentence)}</li>" for sentence in told)
     return f'<ul class="notes">{lines}</ul>' if lines else ""
 
 

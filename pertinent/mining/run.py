@@ -6,6 +6,7 @@ a day of the log holds is counted by day, so that a later run with ``update`` ne
 
 from __future__ import annotations
 
+import bisect
 import glob
 import logging
 import os
@@ -111,7 +112,7 @@ TABLES: dict[str, list[str]] = {
 # What does not change the content of the artifact, and is left out of its manifest.
 NOT_RECORDED = {"out", "progress", "update"}
 STEPS = 12
-_CHUNK = 100_000
+_CHUNK, _TAGGED = 100_000, 4_000
 _log = logging.getLogger(__name__)
 
 
@@ -187,11 +188,11 @@ def mine(config: MineConfig) -> Artifact:
     }
     with work_folder(_behind(out), plan) as work:
         with open_engine(config.engine, work) as connection, Stages(connection, work, STEPS, config.progress) as stages:
-            log, warnings = _read(stages, config)
+            log = _read(stages, config)
             run, changed = _by_day(stages, config, base)
             _derive(run)
             with stages.step("report"):
-                numbers = stages.json("numbers", lambda: _numbers(run, log, [*warnings, *changed]))
+                numbers = stages.json("numbers", lambda: _numbers(run, log, changed))
         recorded = {name: value for name, value in config.plain().items() if name not in NOT_RECORDED}
         with write_artifact(out, KIND, recorded, inputs, numbers["summary"], dated=False) as folder:
             for name in TABLES:
@@ -238,15 +239,15 @@ def _behind(out: Path) -> Path:
 # ---------------------------------------------------------------- reading
 
 
-def _read(stages: Stages, config: MineConfig) -> tuple[dict[str, Any], list[str]]:
-    """What was met in the log, and warnings about it; its checked events are ``events.parquet`` in the work folder."""
+def _read(stages: Stages, config: MineConfig) -> dict[str, Any]:
+    """What was met in the log (notes, also told as sentences; checks); its events go to ``events.parquet``."""
     with stages.step("log read and checked"):
         if not stages.has("log.json"):
             items = _item_ids(stages, config)
             with _broken_files_named(config):
                 _read_events(stages, config, items)
-        log = stages.json("log", dict)
-    return log, []
+        log: dict[str, Any] = stages.json("log", dict)
+    return log
 
 
 def _read_events(stages: Stages, config: MineConfig, items: Table | None) -> None:
@@ -255,7 +256,7 @@ def _read_events(stages: Stages, config: MineConfig, items: Table | None) -> Non
     raw = read_log(stages.connection, config.log, items, raw_files)
     checked = check_events(stages.connection, raw, items, config.checks, config.sessions.gap_minutes, raw_files)
     stages.table("events", lambda: checked.events, [])
-    stages.json("log", lambda: {"notes": raw.notes, "checks": checked.counts})
+    stages.json("log", lambda: {"notes": raw.notes, "told": raw.warnings(), "checks": checked.counts})
 
 
 @contextmanager
@@ -448,10 +449,23 @@ def _queries(run: Mined) -> None:
 
 
 def _tag(config: MineConfig, queries: list[str]) -> Callable[[str], list[TermSpan]]:
-    """The tagger of the lexicon, asked for all queries at once, which is many times faster than one by one."""
+    """The tagger of the lexicon, which is many times faster when it is asked for many queries at once.
+
+    Queries are to be asked for in the order of their text: each one tags the next few thousand too.
+    """
     tagger = Lexicon.load(config.lexicon).tagger if config.lexicon is not None else Tagger.shipped()
-    known = dict(zip(queries, tagger.tag_many(queries), strict=True))
-    return lambda query: known[query] if query in known else tagger.tag(query)
+    queries = sorted(queries)
+    known: dict[str, list[TermSpan]] = {}
+
+    def tag(query: str) -> list[TermSpan]:
+        if query not in known:
+            first = bisect.bisect_left(queries, query)
+            ahead = [query, *(other for other in queries[first : first + _TAGGED] if other != query)]
+            known.clear()
+            known.update(zip(ahead, tagger.tag_many(ahead), strict=True))
+        return known[query]
+
+    return tag
 
 
 def _clicks(run: Mined) -> Table:
@@ -498,6 +512,7 @@ def _numbers(run: Mined, log: Mapping[str, Any], warnings: list[str]) -> dict[st
         "warnings": [*warnings, *([few] if few is not None else []), *fit["warnings"]],
         "checks": log["checks"],
         "notes": log["notes"],
+        "told": log["told"],
         "coverage": covered,
         "position_fit": fit,
         "settings": {
