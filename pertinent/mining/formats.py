@@ -163,14 +163,14 @@ def micros(value: object, zone: dt.tzinfo | None, unit: str, name: str = "time")
     if isinstance(value, bool):
         raise DataError("is not a time", column=name, value=value)
     if isinstance(value, int):
-        return value * UNITS[unit]
+        return _scaled(value, unit, name)
     if isinstance(value, float):
         return _scaled(value, unit, name)
     moment = value
     if not isinstance(moment, dt.datetime):
         text = plain(value)
         if text.lstrip("-").isdecimal():
-            return int(text) * UNITS[unit]
+            return _scaled(int(text) if len(text) < 30 else float(text), unit, name)
         moment = _parsed(text, unit, name)
         if isinstance(moment, int):
             return moment
@@ -202,8 +202,8 @@ def _parsed(text: str, unit: str, name: str) -> dt.datetime | int:
 
 
 def _scaled(value: float, unit: str, name: str) -> int:
-    if not abs(value) < 1e17:  # also NaN
-        raise DataError("is not a time", column=name, value=value)
+    if not abs(value) * UNITS[unit] < 2**62:  # also NaN
+        raise DataError(f"is not a time in {unit}", column=name, value=value, fix="set time_unit")
     return round(value * UNITS[unit])
 
 
@@ -538,7 +538,11 @@ def text_of(value: object) -> str | None:
     >>> text_of(12.0), text_of(" sku-4 "), text_of("")
     ('12', 'sku-4', None)
     """
-    return plain(value) or None
+    if isinstance(value, (Mapping, list, tuple, bytes)):
+        raise DataError(f"is a {type(value).__name__}, not an id or a text", value=value)
+    text = plain(value)
+    # JSON may hold half of a surrogate pair, which no file in UTF-8 can.
+    return (text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")) or None
 
 
 def object_of(value: object, name: str) -> Mapping[str, Any]:

@@ -271,7 +271,7 @@ def _foreign_log(
     flat = one_id_a_user(read_parquet(connection, work / "flat.parquet"))
     flat = stage(connection, with_normalized_queries(connection, flat, work), work / "users.parquet")
     if config.format == "ubi":
-        _refuse_internal_ids(flat, items, config, notes)
+        _refuse_internal_ids(flat, items, notes)
         linked = linked_by_query_id(flat, notes)
     else:
         # Sessions are needed to link by; those that the log does not have are made again after the checks.
@@ -353,7 +353,7 @@ def files_of(source: str) -> list[Path]:
     return sorted(found)
 
 
-def _refuse_internal_ids(flat: ibis.Table, items: ibis.Table | None, config: LogConfig, notes: Counter[str]) -> None:
+def _refuse_internal_ids(flat: ibis.Table, items: ibis.Table | None, notes: Counter[str]) -> None:
     """Raise DataError where the ids that the engine returned are its internal document numbers."""
     hits = flat.filter(flat.hit & flat.internal)
     numbers = hits.filter((hits.item_id.length() <= 10) & hits.item_id.try_cast("int64").notnull())
@@ -482,7 +482,7 @@ def _scan(connection: ibis.BaseBackend, source: str, config: LogConfig) -> tuple
             kinds = dict(frame.dtypes)
             naive = kinds.get(back.get("time", "time")) == "timestamp_ntz"
             place = (
-                "replace(_metadata.file_path, 'file://', '') AS source_file",
+                "replace(replace(_metadata.file_path, 'file://', ''), 'file:', '') AS source_file",
                 "_metadata.row_index AS file_row_number",
             )
             frame = frame.selectExpr("*", *place)
@@ -533,7 +533,7 @@ def _no_column(name: str, there: Any, source: str) -> DataError:
 def _text(column: ibis.Column, name: str, source: str) -> ibis.Column:
     kind = column.type()
     if kind.is_string():
-        return column.strip().nullif("")
+        return _trimmed(column).nullif("")
     if kind.is_integer():
         return column.cast("string")
     if kind.is_floating():  # whole numbers with a gap among them arrive as floats: 12.0 is the id 12
@@ -541,6 +541,11 @@ def _text(column: ibis.Column, name: str, source: str) -> ibis.Column:
     if kind.is_null():
         return column.cast("string")
     raise DataError(f"column {name!r} holds {kind}, not text", path=source, column=name, fix="store text")
+
+
+@ibis.udf.scalar.builtin(name="trim", signature=((ibis.dtype("string"),), ibis.dtype("string")))
+def _trimmed(text):  # type: ignore[no-untyped-def]
+    """A text without blanks around it. Ibis' own ``strip`` takes the letter v away on Spark ("tv" becomes "t")."""
 
 
 def _micros(connection: ibis.BaseBackend, table: ibis.Table, config: LogConfig, source: str) -> ibis.Column:
@@ -652,6 +657,8 @@ def _text_rows(config: LogConfig, work: Path, notes: Counter[str]) -> Path:
     (source,) = config.sources()
     paths = files_of(source)
     names = list(dict.fromkeys(config.columns.get(n, n) for path in paths for n in _names(path)))
+    if not names:
+        raise DataError("has no rows", path=source, fix="give a file with at least one row of data")
     texts = [n for n in (*WHO, "query", "item_id", "level", "event_id", "agent") if n in names]
     schema = pa.schema(
         [

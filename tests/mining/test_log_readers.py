@@ -316,6 +316,8 @@ def test_the_ubi_sample(duckdb_engine, tmp_path):
         ),
         ('{"color": "red"}', r"line 2.*neither a UBI event nor a UBI query"),
         ("[1]", r"line 2.*is not an object"),
+        ('{"action_name": "click", "timestamp": 1e300}', r"line 2, column 'timestamp'.*is not a time in milliseconds"),
+        ('{"action_name": "click", "timestamp": 1, "session_id": {"a": 1}}', r"line 2.*is a dict, not an id or a text"),
     ],
 )
 def test_what_cannot_be_read_is_named_by_file_and_line(duckdb_engine, tmp_path, text, problem):
@@ -323,6 +325,18 @@ def test_what_cannot_be_read_is_named_by_file_and_line(duckdb_engine, tmp_path, 
     (tmp_path / "a.jsonl").write_text(f"{good}\n{text}\n")
     with pytest.raises(DataError, match=problem):
         read(duckdb_engine, tmp_path / "work", format="ubi", path=str(tmp_path / "a.jsonl"))
+
+
+def test_texts_that_no_file_can_hold_are_mended(duckdb_engine, tmp_path):
+    record = {
+        "query_id": "q\ud800",
+        "user_query": "tv\udfff\x00",
+        "timestamp": 1,
+        "query_response_hit_ids": ["ü\ud800"],
+    }
+    (tmp_path / "a.jsonl").write_text(json.dumps(record))
+    raw = read(duckdb_engine, tmp_path / "work", format="ubi", path=str(tmp_path / "a.jsonl"))
+    assert rows_of(raw, "search_id", "query", "item_id") == [("q?", "tv?", "ü?")]
 
 
 # A table of one's own.
@@ -339,7 +353,7 @@ OWN = [
         "position": 1,
     },
     {"user_id": "ü-2", "session_id": None, "query": "größe", "item_id": "b-1", "level": "pay", "position": None},
-    {"user_id": "ü-2", "session_id": None, "query": None, "item_id": "b-3", "level": "negative", "position": -1},
+    {"user_id": "ü-2", "session_id": None, "query": None, "item_id": " b-3v ", "level": "negative", "position": -1},
     {"user_id": None, "session_id": None, "query": "  ", "item_id": None, "level": "view", "position": None},
 ]
 STAMPS = [dt.datetime(2026, 11, 2, 10, 0, n, n + 1, tzinfo=dt.UTC) for n in range(len(OWN))]
@@ -348,7 +362,7 @@ EXPECTED_OWN = [
     ("b-1", "view", 0, "trail shoe", "s-1", "u-1", 0),
     ("b-2", "click", 1, "trail shoe", "s-1", "u-1", 2),
     ("b-2", "view", 1, "trail shoe", "s-1", "u-1", 1),
-    ("b-3", "negative", None, "", None, "ü-2", 4),
+    ("b-3v", "negative", None, "", None, "ü-2", 4),  # blanks are cut off, letters are not
 ]
 
 
@@ -494,6 +508,9 @@ def test_a_damaged_file_is_named(duckdb_engine, tmp_path):
         read(duckdb_engine, tmp_path / "work", path=str(tmp_path / "log.csv"))
     (tmp_path / "log.csv").write_text("user_id,query,item_id,level,time,position\nu,tv,b,view,1,first\n")
     with pytest.raises(DataError, match=r"log.csv: line 2, column 'position', value 'first'"):
+        read(duckdb_engine, tmp_path / "work", path=str(tmp_path / "log.csv"))
+    (tmp_path / "log.csv").write_text("user_id,query,item_id,level,time,position\n")
+    with pytest.raises(DataError, match=r"log.csv: has no rows"):
         read(duckdb_engine, tmp_path / "work", path=str(tmp_path / "log.csv"))
 
 
