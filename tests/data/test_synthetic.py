@@ -98,10 +98,12 @@ def test_the_bytes_do_not_depend_on_the_size_of_the_parts(small, tmp_path, monke
 
 
 def test_rows_do_not_depend_on_the_size_of_the_parts(small):
-    made = build_shop(config(small))
+    # All on one day, so that many sessions overlap.
+    made = build_shop(config(small, days=1, events=10_000))
     whole = Rows.join(list(log_rows(made, 100_000)))
     parts = Rows.join(list(log_rows(made, 3)))
-    assert len(whole) > 4_900
+    assert len(whole) > 9_900
+    assert (np.diff(parts.time) >= 0).all()
     for name in Rows.__slots__:
         assert np.array_equal(getattr(whole, name), getattr(parts, name)), name
 
