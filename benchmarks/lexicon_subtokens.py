@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import time
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from pertinent.text import normalize
 CATALOGS = ("esci", "icecat", "pricerunner", "fashion")
 SPEED_TITLES = 3_000
 ROUNDS = 9
+# No added word of the samples has more characters.
+LONGEST = 48
 
 
 def read(name: str) -> tuple[list[str], list[tuple[str, str]]]:
@@ -89,6 +92,48 @@ def speed(titles: list[str], base: Tokenizer) -> dict[str, Any]:
     return found
 
 
+def hidden(titles: list[str], base: Tokenizer) -> dict[str, int]:
+    """Titles in which a longer added word that does not fit hides a shorter one that would.
+
+    ``AddedToken`` tries the longest word at a place only; here every length is tried, from the longest.
+    """
+    added = {each.word for each in domain_words(word_counts(titles), base, 20_000, 1)}
+    assert max(map(len, added)) <= LONGEST
+    extended, known = extend_tokenizer(base, sorted(added)), base.get_vocab_size()
+    texts = [base.normalizer.normalize_str(normalize(title)) for title in titles]
+    encodings = extended.encode_batch_fast(texts, add_special_tokens=False)
+    differ = 0
+    for text, encoding in zip(texts, encodings, strict=True):
+        found = [extended.id_to_token(number) for number in encoding.ids if number >= known]
+        differ += found != whole_words(text, added)
+    return {"titles": len(titles), "hidden": differ}
+
+
+def whole_words(text: str, added: set[str]) -> list[str]:
+    """The longest added words that fit, from left to right."""
+    joins = [_joins(character) for character in text]
+    starts = [at for at in range(len(text)) if not (at and joins[at - 1])]
+    found, free = [], 0
+    for start in starts:
+        if start < free:
+            continue
+        for end in range(min(len(text), start + LONGEST), start, -1):
+            if (end == len(text) or not joins[end]) and text[start:end] in added:
+                found.append(text[start:end])
+                free = end
+                break
+    return found
+
+
+def _joins(character: str) -> bool:
+    # \w of the tokenizers library: Alphabetic, marks, decimal digits, connectors; Python lacks the marks.
+    return bool(character) and (
+        character.isalpha()
+        or character == "_"
+        or unicodedata.category(character) in ("Mn", "Mc", "Me", "Nd", "Nl", "Pc")
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -113,8 +158,10 @@ def main() -> None:
         print(f"{name}: {results[name]['words_added']:,} words, such as {', '.join(results[name]['top'])}\n")
     settings = {"limit": arguments.limit, "min_count": arguments.min_count}
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
-    report = {"settings": settings, "machine": machine, "catalogs": results, "speed": speed(catalogs["all"][0], base)}
-    print(report["speed"])
+    titles = catalogs["all"][0]
+    report = {"settings": settings, "machine": machine, "catalogs": results}
+    report |= {"speed": speed(titles, base), "hidden": hidden(titles, base)}
+    print(report["speed"], report["hidden"])
     arguments.out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

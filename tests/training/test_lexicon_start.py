@@ -174,6 +174,18 @@ def test_training_moves_the_new_rows(config: Callable[..., TrainConfig], artifac
     assert (rows[0] - rows[1]).abs().max() > 1e-4
 
 
+def test_a_network_with_term_classes_takes_the_tagger_of_the_lexicon(
+    config: Callable[..., TrainConfig], artifact: Path, lexicon: Path
+) -> None:
+    model = {**SIZES, "term_classes": True}
+    _, pairs = starting_network(config(start=None, tokenizer=str(artifact), model=model))
+    assert pairs.tagger is not None
+    assert pairs.tagger.digest == Lexicon.load(lexicon).tagger.digest
+    assert pairs.encode_items(["bal 100%"]).term_classes is not None
+    _, plain = starting_network(config(start=None, tokenizer=str(artifact), model=SIZES))
+    assert plain.tagger is None
+
+
 def test_a_lexicon_that_is_none_is_refused(config: Callable[..., TrainConfig], artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is of kind 'model', but 'lexicon' is needed here"):
         starting_network(config(start=str(artifact), lexicon=str(artifact)))
