@@ -232,9 +232,7 @@ def test_the_given_tokenizer_stays_as_it_is() -> None:
 
 def test_other_kinds_of_tokenizers_are_refused() -> None:
     need_word_pieces(base(), "shipped")
-    with pytest.raises(
-        ArtifactError, match="here: is a BPE tokenizer; words can be added to WordPiece"
-    ):
+    with pytest.raises(ArtifactError, match="here: is a BPE tokenizer; words can be added to WordPiece"):
         need_word_pieces(Tokenizer(models.BPE()), "here")
 
 
