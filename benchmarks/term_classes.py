@@ -45,11 +45,25 @@ def main() -> None:
         "online": online(options.queries),
     }
     print(f"{found['titles']:,} titles of {found['words_a_title']} words on {found['machine']}")
-    for name in ("one_process", "two_processes"):
-        print(f"{name}: " + ", ".join(f"{key} {value:,.0f}" for key, value in found[name].items()))
-    print("online: " + ", ".join(f"{key} {value:,.3f}" for key, value in found["online"].items()))
+    print(table(found))
     record = read_json(RESULTS) if RESULTS.is_file() else {}
     write_json(RESULTS, {**record, "speed": found})
+
+
+def table(found: dict[str, Any]) -> str:
+    """The figures as they stand in the docs."""
+    one, two, online = found["one_process"], found["two_processes"], found["online"]
+    rates = [
+        f"| {name} | {one[f'{key}_titles_a_second']:,.0f} | {one[f'{key}_titles_a_processor_second']:,.0f} |"
+        for key, name in (("fresh", "one process, words not seen before"), ("again", "one process, once more"))
+    ]
+    times = [
+        f"| {name} | {online[f'p50_{unit}']:.2f} ms | {online[f'p99_{unit}']:.2f} ms |"
+        for name, unit in (("by the clock", "ms"), ("processor time of the thread", "processor_ms"))
+    ]
+    last = f"| two processes, their start included | {two['fresh_titles_a_second']:,.0f} | |"
+    lines = ["| | titles a second | a processor second |", "|---|---|---|", *rates, last, ""]
+    return "\n".join([*lines, "| one query at a time | p50 | p99 |", "|---|---|---|", *times])
 
 
 def real_titles(count: int) -> list[str]:
