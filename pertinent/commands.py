@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from pertinent.engine.scorer import Scorer
     from pertinent.evaluation.evaluate import EvaluateConfig
     from pertinent.evaluation.result import Evaluation
-    from pertinent.serving.run import Stopped
     from pertinent.explain import ExplainConfig, ExplainedText, Explanation
     from pertinent.mining.run import MineConfig
+    from pertinent.serving.run import Stopped
 
 # Scorers that are fitted on the titles they score, by the name they have on the command line.
 BASELINES = {"bm25": "pertinent.models.lexical:BM25", "tfidf": "pertinent.models.lexical:TFIDF"}
