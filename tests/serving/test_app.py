@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -271,8 +275,6 @@ def test_openapi_lists_every_route(server: Any) -> None:
     names = [operation["operationId"] for methods in document["paths"].values() for operation in methods.values()]
     assert len(names) == len(set(names))
     text = json.dumps(document)
-    import re
-
     referred = set(re.findall(r'"#/components/schemas/([^"]+)"', text))
     assert referred <= set(document["components"]["schemas"])
 
@@ -282,3 +284,12 @@ def test_the_page_is_one_file_with_nothing_from_elsewhere(server: Any) -> None:
     assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
     assert "http://" not in page.text.replace("http://www.w3.org", "") and "https://" not in page.text
     assert server.client.get("/").content == b""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+def test_the_page_shows_scores_in_a_real_browser(server: Any, tmp_path: Path) -> None:
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+    command += ["--window-size=360,900", "--virtual-time-budget=8000", "--dump-dom", server.url + "/"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert 'data-done="4"' in done.stdout, done.stderr[-2_000:]
+    assert "at or above the threshold" in done.stdout and "Serving tiny" in done.stdout

@@ -1,0 +1,363 @@
+"""The command itself, in a process of its own: starting, leaving, new models, several workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+
+from pertinent.artifact import Artifact, open_artifact, write_artifact
+from pertinent.cli import COMMANDS, main, variable
+from pertinent.engine.index import IndexConfig, ItemIndex
+from pertinent.engine.scorer import Scorer
+from pertinent.errors import ConfigError
+from pertinent.lexicon.pairs import PairTokenizer
+from pertinent.records import Item
+from pertinent.serving.access import key_digest
+from pertinent.serving.config import ServeConfig
+from pertinent.serving.registry import Registry, Source
+from pertinent.serving.run import check, sources
+
+TITLES = ["wireless earbuds", "usb cable", "tea pot"]
+BODY = {"query": "usb", "documents": TITLES}
+
+
+class Process:
+    """``pertinent serve`` on a free port; ``url`` is known when it is ready."""
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        command = [sys.executable, "-m", "pertinent", "serve", "--port", "0", *arguments]
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("PERTINENT_")}
+        self.process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**clean, **environment}
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip("\n"))
+
+    @property
+    def url(self) -> str:
+        return self.lines[0].rsplit(" ", 1)[1]
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        found = [json.loads(line) for line in list(self.lines) if line.startswith("{")]
+        return [line for line in found if line["event"] == name]
+
+    def wait_for(self, name: str, count: int = 1, seconds: float = 60) -> list[dict[str, Any]]:
+        deadline = time.monotonic() + seconds
+        while len(self.events(name)) < count:
+            assert time.monotonic() < deadline and self.process.poll() is None, self.lines
+            time.sleep(0.02)
+        return self.events(name)
+
+    def end(self, seconds: float = 20) -> int:
+        self.process.terminate()
+        return self.process.wait(seconds)
+
+
+@pytest.fixture
+def run() -> Iterator[Callable[..., Process]]:
+    started: list[Process] = []
+
+    def start(*arguments: str, **environment: str) -> Process:
+        started.append(Process(*arguments, **environment))
+        return started[-1]
+
+    yield start
+    for each in started:
+        if each.process.poll() is None:
+            each.process.kill()
+        each.process.wait()
+        assert each.process.stderr is not None and each.process.stdout is not None
+        each._reader.join(5)
+        each.process.stderr.close()
+        each.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def folders(
+    tmp_path_factory: pytest.TempPathFactory, artifact_maker: Any, network_maker: Any, tiny_pairs: PairTokenizer
+) -> list[Path]:
+    """Two models of different weights. Shared: copy one before writing into it."""
+    made = []
+    for seed in (1, 2):
+        folder = tmp_path_factory.mktemp("models") / f"model-{seed}"
+        artifact_maker(folder, network_maker("ei_src", tiny_pairs.vocabulary_size, seed=seed), tiny_pairs)
+        made.append(folder)
+    return made
+
+
+def replace(folder: Path, by: Path) -> None:
+    """Swap a folder for a copy of another, as a stage that writes it does."""
+    aside = folder.with_name(f".{folder.name}.new")
+    shutil.copytree(by, aside)
+    old = folder.with_name(f".{folder.name}.old")
+    os.rename(folder, old)
+    os.rename(aside, folder)
+    shutil.rmtree(old)
+
+
+def ask(url: str, **named: Any) -> httpx2.Response:
+    return httpx2.post(f"{url}/v2/rerank", json=BODY, timeout=20, trust_env=False, **named)
+
+
+def scores(reply: httpx2.Response) -> list[float]:
+    found = {item["index"]: item["relevance_score"] for item in reply.json()["results"]}
+    return [found[place] for place in range(len(TITLES))]
+
+
+def test_sigterm_under_load_cuts_no_answer_and_ends_with_0(run: Any, tiny_artifact: Artifact) -> None:
+    server = run(str(tiny_artifact.path), "--drain-delay", "3", "--no-access-log")
+    server.wait_for("ready")
+    stop, codes, cut = threading.Event(), [], []
+
+    def load() -> None:
+        while not stop.is_set():
+            try:
+                codes.append(ask(server.url).status_code)
+            except httpx2.ConnectError:
+                return  # it no longer listens
+            except httpx2.HTTPError as error:
+                cut.append(repr(error))
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while len(codes) < 20:
+        time.sleep(0.01)
+    server.process.terminate()
+    server.wait_for("draining")
+    before = len(codes)
+    assert httpx2.get(f"{server.url}/readyz", trust_env=False).status_code == 503
+    assert server.process.wait(20) == 0
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert set(codes) == {200} and len(codes) > before
+    assert [error for error in cut if "ConnectError" not in error and "reset" not in error.lower()] == []
+
+
+def test_a_second_sigterm_ends_it_at_once(run: Any, tiny_artifact: Artifact) -> None:
+    server = run(str(tiny_artifact.path), "--drain-delay", "60")
+    server.wait_for("ready")
+    server.process.terminate()
+    server.wait_for("draining")
+    before = time.monotonic()
+    server.process.terminate()
+    server.process.wait(10)
+    assert time.monotonic() - before < 5
+
+
+def test_sigterm_while_starting_ends_it(run: Any, tiny_artifact: Artifact) -> None:
+    server = run(str(tiny_artifact.path))
+    time.sleep(0.3)
+    server.process.terminate()
+    server.process.wait(10)
+
+
+def test_sighup_takes_a_new_model_and_keeps_the_old_where_the_new_is_bad(
+    run: Any, folders: list[Path], tmp_path: Path
+) -> None:
+    served = tmp_path / "served"
+    shutil.copytree(folders[0], served)
+    first, second = (Scorer.load(folder).score("usb", TITLES).tolist() for folder in folders)
+    server = run(str(served), "--watch-seconds", "0")
+    server.wait_for("ready")
+    assert np.allclose(scores(ask(server.url)), first, atol=1e-5)
+    weights = served / "model.safetensors"
+    replace(served, folders[1])
+    server.process.send_signal(signal.SIGHUP)
+    assert server.wait_for("reload")[0]["ok"] is True
+    assert np.allclose(scores(ask(server.url)), second, atol=1e-5)
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(bytes(content))
+    server.process.send_signal(signal.SIGHUP)
+    said = server.wait_for("reload", 2)[1]
+    assert said["ok"] is False and "model.safetensors" in said["outcome"]
+    assert np.allclose(scores(ask(server.url)), second, atol=1e-5)
+    shown = httpx2.get(f"{server.url}/v1/config", trust_env=False).json()
+    assert list(shown["failed_reloads"]) == ["served"]
+    assert server.end() == 0
+
+
+def test_every_flag_is_an_environment_variable(run: Any, tiny_artifact: Artifact) -> None:
+    key = "k" * 20
+    server = run(
+        PERTINENT_MODEL=str(tiny_artifact.path),
+        PERTINENT_NAME="from-outside",
+        PERTINENT_KEYS=f"shop={key_digest(key)}",
+        PERTINENT_ACCESS_LOG="off",
+        PERTINENT_DRAIN_DELAY="0",
+    )
+    server.wait_for("ready")
+    assert ask(server.url).status_code == 401
+    reply = httpx2.get(f"{server.url}/v1/config", headers={"x-api-key": key}, trust_env=False).json()
+    assert list(reply["models"]) == ["from-outside"] and reply["settings"]["drain_delay"] == 0
+    assert server.events("request") == []
+    assert server.end() == 0
+    names = [variable(flag) for flag in COMMANDS["serve"].flags]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.slow
+def test_workers_share_a_port_and_a_killed_one_comes_back(run: Any, tiny_artifact: Artifact) -> None:
+    server = run(str(tiny_artifact.path), "--workers", "2", "--drain-delay", "0")
+    server.wait_for("ready", 2)
+    assert ask(server.url).status_code == 200
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    if children.exists():
+        workers = [
+            int(child)
+            for child in children.read_text().split()
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+        ]
+        assert len(workers) == 2
+        os.kill(workers[0], signal.SIGKILL)
+        server.wait_for("ready", 3)
+    for _ in range(5):
+        assert ask(server.url).status_code == 200
+    assert server.end(30) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--host", "0.0.0.0"], "--insecure"),
+        (["--keys", "shop=plain-text-key"], "SHA-256"),
+        (["--tls-key", "key.pem"], "both"),
+        (["--tls-key", "key.pem", "--tls-certificate", "cert.pem"], "no such file"),
+        (["--port", "70000"], "port"),
+        (["--threads", "1000", "--workers", "2"], "cores"),
+        (["--set", "indexes.other=x"], "no such model"),
+        (["--set", "limits.document=3"], "documents"),
+        (["no-such-folder"], "no such folder"),
+        (["--host", "192.0.2.1", "--insecure"], "cannot listen"),
+    ],
+)
+def test_what_stands_in_the_way_is_one_line_and_exit_code_2(
+    arguments: list[str], word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--port", "0", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and word in said and "plain-text-key" not in said
+
+
+def test_a_port_in_use_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--port", str(port)]) == 2
+    assert f"port {port}" in capsys.readouterr().err
+
+
+def test_a_wrong_environment_variable_is_told_by_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("PERTINENT_PORT", "many"), ("PERTINENT_INSECURE", "perhaps")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert main(["serve"]) == 2
+        assert name in capsys.readouterr().err
+
+
+def test_the_default_model_is_first_and_names_are_unique(tmp_path: Path) -> None:
+    found = sources(ServeConfig(model=str(tmp_path / "a"), models={"b": "runs/b"}, indexes={"b": "runs/i"}))
+    assert [(each.name, each.index) for each in found] == [("a", None), ("b", Path("runs/i"))]
+    assert [each.name for each in sources(ServeConfig())] == ["pertinent"]
+    assert [each.name for each in sources(ServeConfig(models={"b": "x"}))] == ["b"]
+    with pytest.raises(ConfigError, match="--name"):
+        sources(ServeConfig(model="runs/b", models={"b": "x"}))
+    check(ServeConfig(host="::1"))
+
+
+def test_an_index_of_another_model_is_not_taken(folders: list[Path], tmp_path: Path, tiny_pairs: PairTokenizer) -> None:
+    index = tmp_path / "index"
+    ItemIndex.build([Item("1", "tea")], tiny_pairs, index, config=IndexConfig(progress=False))
+    registry = Registry.open([Source("shop", folders[0], index)])
+    before = registry.get("shop")
+    assert registry.changed() == []
+    other = PairTokenizer(tiny_pairs.tokenizer, tiny_pairs.config.model_copy(update={"item_length": 20}))
+    ItemIndex.build([Item("1", "tea")], other, index, config=IndexConfig(progress=False))
+    assert registry.changed() == ["shop"]
+    assert registry.reload(["shop"])["shop"].startswith("failed: ")
+    assert registry.get("shop") is before and registry.changed() == [] and "shop" in registry.failures
+    ItemIndex.build([Item("2", "pot")], tiny_pairs, index, config=IndexConfig(progress=False))
+    assert registry.changed() == ["shop"] and registry.reload()["shop"] == registry.get(None).version
+    assert registry.get("shop").index is not before.index and registry.failures == {}
+
+
+def test_swaps_under_load_fail_no_request_and_mix_no_versions(
+    folders: list[Path], tmp_path: Path, start: Callable[..., Any]
+) -> None:
+    served = tmp_path / "served"
+    shutil.copytree(folders[0], served)
+    expected = {}
+    for folder in folders:
+        scorer = Scorer.load(folder)
+        expected[scorer.version] = scorer.score("usb", TITLES)
+    server = start(Scorer.load(served))
+    server.app.models = Registry.open([Source("tiny", served)])
+    stop, found = threading.Event(), []
+
+    def load() -> None:
+        with httpx2.Client(base_url=server.url, trust_env=False, timeout=20) as client:
+            while not stop.is_set():
+                found.append(client.post("/v2/rerank", json=BODY))
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for turn in range(10):
+            replace(served, folders[(turn + 1) % 2])
+            assert not server.app.models.reload(["tiny"])["tiny"].startswith("failed")
+            time.sleep(0.05)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    versions = {reply.headers["x-model-version"] for reply in found}
+    assert versions == set(expected)
+    assert {reply.status_code for reply in found} == {200}
+    for reply in found:
+        assert np.allclose(scores(reply), expected[reply.headers["x-model-version"]], atol=1e-5)
+
+
+def test_golden_scores_that_differ_keep_a_new_model_out(folders: list[Path], tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    shutil.copytree(folders[0], served)
+    registry = Registry.open([Source("shop", served)])
+    before = registry.get("shop")
+    artifact = open_artifact(folders[1])
+    with write_artifact(served, "model", {}) as aside:
+        for name in artifact.manifest["files"]:
+            (aside / name).write_bytes(artifact.file(name).read_bytes())
+        (aside / "golden.json").write_text(json.dumps({"pairs": [["a", "b"]], "logits": {"float32": [9.0]}}))
+    assert "golden" in registry.reload(["shop"])["shop"]
+    assert registry.get("shop") is before
+
+
+def test_the_shipped_model_serves(run: Any) -> None:
+    server = run("--drain-delay", "0")
+    server.wait_for("ready")
+    reply = ask(server.url)
+    assert np.allclose(scores(reply), Scorer.load().score("usb", TITLES), atol=1e-5)
+    assert server.end() == 0
