@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import ibis
@@ -30,8 +29,12 @@ def one_id_a_user(flat: ibis.Table) -> ibis.Table:
     return joined.select(*[joined[c] for c in flat.columns], user_id=user)
 
 
-def linked_by_query_id(flat: ibis.Table, notes: Counter[str]) -> ibis.Table:
-    """UBI rows with the query, session and user of their query id; impressions that repeat a hit are left out."""
+def linked_by_query_id(flat: ibis.Table) -> ibis.Table:
+    """UBI rows with the query, session, user and application of their query id.
+
+    ``repeated`` marks impressions that repeat a hit of their search, ``unknown`` events whose query
+    id leads to no query.
+    """
     named = flat.filter(flat.search_id.notnull())
     records = named.filter(named.level == SEARCH)
     texts = records.group_by("search_id").agg(
@@ -41,48 +44,45 @@ def linked_by_query_id(flat: ibis.Table, notes: Counter[str]) -> ibis.Table:
     hits = named.filter(named.hit).select("search_id", "item_id", shown=ibis.literal(True)).distinct()
     joined = flat.left_join(texts, "search_id").drop("search_id_right")
     joined = joined.left_join(people, "search_id").drop("search_id_right")
-    joined = joined.left_join(hits, ["search_id", "item_id"])
-    joined = joined.drop("search_id_right", "item_id_right")
-    repeated = (joined.level == VIEW) & ~joined.hit & joined.shown.fill_null(False)
-    unknown = (
-        joined.search_id.notnull() & joined.own_query.isnull() & (joined["query"] == "") & (joined.level != SEARCH)
-    )
-    found = joined.agg(repeated=repeated.sum(), unknown=unknown.sum()).to_pyarrow().to_pylist()[0]
-    notes["impressions_also_in_hits"] = int(found["repeated"] or 0)
-    notes["events_of_unknown_queries"] = int(found["unknown"] or 0)
-    kept = joined.filter(~repeated)
+    joined = joined.left_join(hits, ["search_id", "item_id"]).drop("search_id_right", "item_id_right")
+    alone = joined.search_id.notnull() & joined.own_query.isnull() & (joined["query"] == "")
     filled = {
-        "query": ibis.coalesce(kept.own_query, kept["query"]),
-        "session_id": ibis.coalesce(kept.session_id, kept.own_session),
-        "user_id": ibis.coalesce(kept.user_id, kept.own_user),
-        "application": ibis.coalesce(kept.application.nullif(""), kept.own_application, ibis.literal("")),
+        "query": ibis.coalesce(joined.own_query, joined["query"]),
+        "session_id": ibis.coalesce(joined.session_id, joined.own_session),
+        "user_id": ibis.coalesce(joined.user_id, joined.own_user),
+        "application": ibis.coalesce(joined.application.nullif(""), joined.own_application, ibis.literal("")),
+        "repeated": (joined.level == VIEW) & ~joined.hit & joined.shown.fill_null(False),
+        "unknown": alone & (joined.level != SEARCH),
     }
-    return kept.mutate(**filled).select(*flat.columns)
+    return joined.mutate(**filled).select(*flat.columns, "repeated", "unknown")
 
 
-def linked_by_session(
-    flat: ibis.Table, link_minutes: int, search_lists: Sequence[str], notes: Counter[str]
-) -> ibis.Table:
-    """Rows with the query they belong to, for sources without a query id; rows that belong to none keep "".
+def linked_to_lists(flat: ibis.Table, link_minutes: int, search_lists: Sequence[str]) -> ibis.Table:
+    """Rows of a list with the query of the session's latest search, for sources without a query id.
 
-    In this order: the row's own query; for what happens in a list, the session's latest search at
-    most ``link_minutes`` before, unless the list is another one (named, by none of ``search_lists``,
-    and never seen with a query); for any row, the query of the session's latest earlier row of the same item.
+    The search is at most ``link_minutes`` earlier, and the list must not be another one: named, by
+    none of ``search_lists``, and never seen with a query. ``elsewhere`` marks rows of such lists,
+    ``by_link`` those that took a query.
     """
     asked = flat["query"] != ""
     known = flat.filter(asked & flat.list_id.notnull()).select(known_list="list_id").distinct()
-    flat = flat.left_join(known, flat.list_id == known.known_list)
-    searching = flat.list_id.isnull() | flat.known_list.notnull()
+    joined = flat.left_join(known, flat.list_id == known.known_list)
+    searching = joined.list_id.isnull() | joined.known_list.notnull()
     for text in search_lists:
-        searching = searching | flat.list_id.lower().contains(text.lower()).fill_null(False)
-    flat = flat.mutate(elsewhere=(flat["query"] == "") & ~searching, by_link=ibis.literal(False))
-    asked = flat["query"] != ""
-    flat = _linked(flat, ["session_id"], asked, link_minutes)
-    # An item shown in a search and clicked in another list was found in that other list.
+        searching = searching | joined.list_id.lower().contains(text.lower()).fill_null(False)
+    elsewhere = (joined["query"] == "") & ~searching
+    flat = joined.mutate(elsewhere=elsewhere, by_link=ibis.literal(False)).drop("known_list")
+    return _linked(flat, ["session_id"], flat["query"] != "", link_minutes)
+
+
+def linked_to_items(flat: ibis.Table) -> ibis.Table:
+    """Rows of `linked_to_lists` that have no query, with that of the session's latest earlier row of the same item.
+
+    What was touched in another list since then belongs to that list. ``later_list`` marks views whose
+    place in their list is no position, as the search had an earlier list; their ``place`` is null.
+    """
     touched = flat.item_id.notnull() & ((flat["query"] != "") | flat.elsewhere)
-    flat = _linked(flat, ["session_id", "item_id"], touched, None)
-    notes["queries_by_link"] = int(flat.filter(flat.by_link).count().to_pyarrow().as_py())
-    return _places_of_first_lists(flat, notes).drop("known_list", "elsewhere", "by_link")
+    return _without_later_places(_linked(flat, ["session_id", "item_id"], touched, None))
 
 
 def _linked(flat: ibis.Table, keys: list[str], marks: ir.BooleanColumn, minutes: int | None) -> ibis.Table:
@@ -105,8 +105,7 @@ def _linked(flat: ibis.Table, keys: list[str], marks: ir.BooleanColumn, minutes:
     return joined.mutate(**linked).select(*[c for c in flat.columns if c != "wanting"])
 
 
-def _places_of_first_lists(flat: ibis.Table, notes: Counter[str]) -> ibis.Table:
-    """Places in a list count only in a search's first list: a later one goes on where it ended."""
+def _without_later_places(flat: ibis.Table) -> ibis.Table:
     keys = ["session_id", "query"]
     placed = (flat.level == VIEW) & flat.ordinal.isnull() & flat.place.notnull() & (flat["query"] != "")
     rows = flat.filter(placed)
@@ -115,5 +114,5 @@ def _places_of_first_lists(flat: ibis.Table, notes: Counter[str]) -> ibis.Table:
     joined = flat.left_join(firsts, [flat.session_id == firsts.of_session, flat["query"] == firsts.of_query])
     later = (joined.level == VIEW) & joined.ordinal.isnull() & joined.place.notnull() & (joined.time > joined["first"])
     later = later.fill_null(False)
-    notes["positions_after_first_list"] = int(joined.filter(later).count().to_pyarrow().as_py())
-    return joined.mutate(place=later.ifelse(ibis.null("int64"), joined.place)).select(*flat.columns)
+    place = later.ifelse(ibis.null("int64"), joined.place)
+    return joined.mutate(place=place, later_list=later).select(*flat.columns, "later_list")

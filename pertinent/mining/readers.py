@@ -38,7 +38,7 @@ from pertinent.mining.formats import (
     whole,
     word,
 )
-from pertinent.mining.linking import linked_by_query_id, linked_by_session, one_id_a_user
+from pertinent.mining.linking import linked_by_query_id, linked_to_items, linked_to_lists, one_id_a_user
 from pertinent.mining.schema import DAY, EVENTS, LEVEL_NUMBERS, LEVELS
 from pertinent.mining.sessions import sessions
 from pertinent.text import normalize
@@ -272,18 +272,25 @@ def _foreign_log(
     flat = stage(connection, with_normalized_queries(connection, flat, work), work / "users.parquet")
     if config.format == "ubi":
         _refuse_internal_ids(flat, items, notes)
-        linked = linked_by_query_id(flat, notes)
+        linked = stage(connection, linked_by_query_id(flat), work / "linked.parquet")
+        counted = {"impressions_also_in_hits": linked.repeated, "events_of_unknown_queries": linked.unknown}
     else:
         # Sessions are needed to link by; those that the log does not have are made again after the checks.
         flat = flat.mutate(given_session=flat.session_id)
         flat = stage(connection, sessions(flat, config.link_minutes), work / "sessions.parquet")
-        linked = linked_by_session(flat, config.link_minutes, config.search_lists, notes)
-        linked = linked.mutate(session_id=linked.given_session)
-    linked = stage(connection, linked, work / "linked.parquet")
+        flat = linked_to_lists(flat, config.link_minutes, config.search_lists)
+        flat = stage(connection, flat, work / "lists.parquet")
+        linked = linked_to_items(flat)
+        linked = stage(connection, linked.mutate(session_id=linked.given_session), work / "linked.parquet")
+        counted = {"queries_by_link": linked.by_link, "positions_after_first_list": linked.later_list}
+    sums = linked.agg(**{name: where.sum() for name, where in counted.items()}, newest=linked.time.max())
+    found = sums.to_pyarrow().to_pylist()[0]
+    notes.update({name: int(found[name] or 0) for name in counted})
     linked = linked.filter(linked.level != SEARCH)
+    if config.format == "ubi":
+        linked = linked.filter(~linked.repeated)
     if config.format == "ga4":
-        newest = linked.agg(day=(linked.time.max() / DAY).floor().cast("int64")).to_pyarrow().to_pylist()[0]["day"]
-        recent = linked.filter(linked.time >= ((newest or 0) - 2) * DAY).count()
+        recent = linked.filter(linked.time >= ((found["newest"] or 0) // DAY - 2) * DAY).count()
         notes["days_may_be_filled_again"] = int(recent.to_pyarrow().as_py())
     return with_positions(linked, config.position_base, notes)
 
