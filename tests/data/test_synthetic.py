@@ -351,6 +351,9 @@ def test_an_alias_has_no_part_in_any_text():
         assert not any(digits in item.title for item in items)
         assert len(alias.members) == 8
         assert not set(alias.members) & set(alias.others)
+    taken = aliases[0].query.split("-")[1]
+    again = plant_aliases(build_catalog([*items, Item("n", f"kit x{taken}y")]), [Judgment("bolt", "1", 0.0)], 3, seed=0)
+    assert not any(taken in alias.query for alias in again)
 
 
 def test_shoppers_follow_their_planted_interests(shop):
