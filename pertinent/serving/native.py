@@ -231,7 +231,10 @@ def _found(body: RelevanceBody, served: Served, limits: Limits) -> Rows:
     check_documents(len(given), limits, field)
     if field == "item_ids":
         return served.index.find([str(item_id) for item_id in _listed(given)])
-    rows = np.array([min(max(row, -1), 2**40) for row in given] if isinstance(given, list) else given, dtype=np.int64)
+    try:
+        rows = np.asarray(given, dtype=np.int64)
+    except OverflowError:  # no index is that long
+        rows = np.array([row if abs(row) < 2**62 else -1 for row in given], dtype=np.int64)
     return np.where((rows >= 0) & (rows < len(served.index)), rows, -1)
 
 

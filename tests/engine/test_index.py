@@ -107,7 +107,7 @@ def test_a_repeated_id_is_refused_and_the_old_index_stays(index: ItemIndex, tiny
 def test_equal_digests_of_different_ids_are_told_apart(
     tiny_pairs: PairTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index_module, "_id_digest", lambda item_id: 7)
+    monkeypatch.setattr(index_module, "_digest", lambda encoded: (7).to_bytes(8, "little"))
     index = ItemIndex.build(ITEMS, tiny_pairs, tmp_path / "index")
     assert index.rows([item.item_id for item in ITEMS]).tolist() == list(range(6))
     with pytest.raises(DataError, match="'nope' is not in the index"):
