@@ -198,7 +198,7 @@ def reply(prepared: Prepared, result: Result, relevance: Scores, served: Served,
         version=served.version,
         scorer=f"{served.scorer.name}/{served.scorer.backend.name}",
         index=index.tolist(),
-        ids=_ids(body, served, index),
+        ids=_ids(body, index),
         scores=scores[order].tolist(),
         relevance=relevance[order].tolist(),
         timings_ms={name: round(1000 * value, 3) for name, value in result.seconds.items()},
@@ -311,19 +311,14 @@ def _fused(
     return fuse_tiers(relevance[chosen], ranking[chosen], cuts, fuse.normalize), tiers(relevance, cuts)
 
 
-def _ids(body: RelevanceBody, served: Served, index: Rows) -> list[int | str]:
+def _ids(body: RelevanceBody, index: Rows) -> list[int | str]:
     """What to call the items: the ids or rows that came; for texts their places."""
-    given = body.item_ids
+    given: Any = body.item_ids if body.item_ids is not None else body.rows
+    if given is None:
+        return list(index.tolist())
     if isinstance(given, str):
         given = np.frombuffer(base64.b64decode(given), dtype="<i4").tolist()
-    if given is not None:
-        return [given[place] for place in index]
-    if body.texts is not None or served.index is None:
-        return list(index.tolist())
-    rows: Any = body.rows
-    if isinstance(rows, str):
-        rows = np.frombuffer(base64.b64decode(rows), dtype="<i4")
-    return list(np.asarray(rows, dtype=np.int64)[index].tolist())
+    return [given[place] for place in index]
 
 
 def _explained(
