@@ -1,6 +1,6 @@
 """Milliseconds to read a request and to write its answer, by dialect and number of documents.
 
-    python benchmarks/wire_formats.py --out runs/wire-formats.json
+    python benchmarks/wire_formats.py --out benchmarks/wire_formats.json
 
 Titles of the sample catalog, repeated; medians of the processor time of a number of runs on one thread;
 no network and no model.

@@ -484,6 +484,18 @@ def test_log_odds_are_finite_and_keep_the_order() -> None:
     assert log_odds(scores[:0]).shape == (0,)
 
 
+@pytest.mark.parametrize("dialect", FORMS)
+def test_ten_thousand_documents_take_milliseconds(dialect: str) -> None:
+    body = body_of(dialect, documents=[f"Trail shoe, men, size {row}" for row in range(10_000)])
+    given = answer([0.5] * 10_000)
+    spent = []
+    for _ in range(5):
+        start = time.thread_time()
+        DIALECTS[dialect].render(parsed(dialect, body), given)
+        spent.append(time.thread_time() - start)
+    assert min(spent) < 0.1  # some 10 ms on the machines we know; the slow ways take seconds
+
+
 def test_search_units_count_hundreds_of_documents() -> None:
     for documents, units in ((1, 1), (100, 1), (101, 2), (10_000, 100)):
         request = parsed("cohere", body_of("cohere", documents=["Mug"] * documents))
