@@ -68,7 +68,10 @@ def top_share(table: Table, by: str, keys: list[str], share: float) -> Table:
     """
     fraction = exact(share)
     counted = table.filter(table[by] > 0)
-    ranked = with_places(counted, by, keys)
+    above = _with_those_above(counted, by)
+    # Rows below the border need no place, and are most of a log.
+    near = above.filter(_inside(above.rows_above, above.all_rows, fraction))
+    ranked = _placed(near, by, keys)
     kept = ranked.filter(_inside(ranked["rank"], ranked.all_rows, fraction))
     return kept.drop("all_rows", "all_weight", "weight_before")
 
@@ -77,8 +80,16 @@ def with_places(table: Table, by: str, keys: list[str]) -> Table:
     """``table`` with each row's place in the order of ``by``, greatest first, equal ones by ``keys``.
 
     Adds, as int64, ``rank`` (from 0), ``weight_before`` (the sum of ``by`` over the rows in front),
-    ``all_rows`` and ``all_weight``. Places come from a small table of distinct frequencies, and only
-    rows of equal frequency are sorted, so that no engine must sort all rows in one place.
+    ``all_rows`` and ``all_weight``.
+    """
+    return _placed(_with_those_above(table, by), by, keys)
+
+
+def _with_those_above(table: Table, by: str) -> Table:
+    """Adds rows and weight of greater ``by``, and of all.
+
+    They come from a small table of distinct frequencies, so that only rows of equal frequency are ever
+    sorted, and no engine must sort all rows in one place.
     """
     sizes = table.group_by(by).agg(same=table.count().cast("int64"))
     sizes = sizes.mutate(weight=sizes[by].cast("int64") * sizes.same)
@@ -90,12 +101,15 @@ def with_places(table: Table, by: str, keys: list[str]) -> Table:
         all_rows=sizes.same.sum().over(everything),
         all_weight=sizes.weight.sum().over(everything),
     )
-    joined = table.join(sizes.drop("same", "weight"), by)
-    number = ibis.row_number().over(ibis.window(group_by=by, order_by=[joined[key].asc() for key in keys]))
-    joined = joined.mutate(number_among_equals=number)
-    return joined.mutate(
-        rank=joined.rows_above + joined.number_among_equals,
-        weight_before=joined.weight_above + joined.number_among_equals * joined[by],
+    return table.join(sizes.drop("same", "weight"), by)
+
+
+def _placed(above: Table, by: str, keys: list[str]) -> Table:
+    number = ibis.row_number().over(ibis.window(group_by=by, order_by=[above[key].asc() for key in keys]))
+    numbered = above.mutate(number_among_equals=number)
+    return numbered.mutate(
+        rank=numbered.rows_above + numbered.number_among_equals,
+        weight_before=numbered.weight_above + numbered.number_among_equals * numbered[by],
     ).drop("rows_above", "weight_above", "number_among_equals")
 
 
