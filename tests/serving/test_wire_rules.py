@@ -252,6 +252,8 @@ def test_rank_fields_are_read_in_their_order() -> None:
     assert request.bad == [1]
     error = refused("/v2/rerank", body_of("cohere", documents=documents, rank_fields=fields))
     assert "documents[2].title" in error.message
+    error = refused("/v2/rerank", body_of("cohere", documents=[{"year": True}], rank_fields=fields))
+    assert "documents[0].year" in error.message
 
 
 def test_settings_that_nothing_acts_on_are_listed() -> None:
