@@ -129,7 +129,7 @@ def main() -> None:
             shutil.rmtree(folder, ignore_errors=True)
         print_table(rows[-1:])
     result = {
-        "command": " ".join(["python", "benchmarks/mining_scale.py", *sys.argv[1:]]),
+        "command": f"python benchmarks/mining_scale.py --events {options.events} --memory {options.memory}",
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "load_at_the_end": [round(value, 1) for value in os.getloadavg()],
         "engine": {"type": "duckdb", "memory": options.memory, "threads": options.threads},

@@ -257,6 +257,7 @@ def _read_events(stages: Stages, config: MineConfig, items: Table | None) -> Non
     checked = check_events(stages.connection, raw, items, config.checks, config.sessions.gap_minutes, raw_files)
     stages.table("events", lambda: checked.events, [])
     stages.json("log", lambda: {"notes": raw.notes, "told": raw.warnings(), "checks": checked.counts})
+    shutil.rmtree(raw_files)
 
 
 @contextmanager
