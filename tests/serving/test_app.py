@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pertinent.engine.index import ItemIndex
 from pertinent.engine.scorer import Scorer
@@ -284,6 +286,31 @@ def test_the_page_is_one_file_with_nothing_from_elsewhere(server: Any) -> None:
     assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
     assert "http://" not in page.text.replace("http://www.w3.org", "") and "https://" not in page.text
     assert server.client.get("/").content == b""
+
+
+def test_settings_without_effect_are_named_in_a_header(server: Any) -> None:
+    reply = server.post("/v2/rerank", {**BODY, "max_chunks_per_doc": 2})
+    assert reply.headers["x-unused-settings"] == "max_chunks_per_doc"
+    assert "x-unused-settings" not in server.post("/v2/rerank", BODY).headers
+
+
+FIELDS = ["query", "documents", "texts", "rows", "item_ids", "inputs", "top_n", "top_k", "filter", "fuse", "passages"]
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["text", "mode", "a"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+PATHS = ["/v1/relevance", *(route.path.replace("{model:path}", "m") for route in ROUTES if route.method == "POST")]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.sampled_from(PATHS), st.dictionaries(st.sampled_from(FIELDS), ANYTHING, max_size=5) | ANYTHING)
+def test_no_json_whatsoever_makes_a_server_error(server: Any, path: str, body: Any) -> None:
+    reply = server.client.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
+    assert reply.status_code < 500, (path, body, reply.text)
+    assert reply.headers["content-type"] == "application/json" and reply.json() is not None
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")

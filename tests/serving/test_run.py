@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -353,6 +354,36 @@ def test_golden_scores_that_differ_keep_a_new_model_out(folders: list[Path], tmp
         (aside / "golden.json").write_text(json.dumps({"pairs": [["a", "b"]], "logits": {"float32": [9.0]}}))
     assert "golden" in registry.reload(["shop"])["shop"]
     assert registry.get("shop") is before
+
+
+def test_a_changed_folder_is_noticed_without_being_told(
+    folders: list[Path], tmp_path: Path, start: Callable[..., Any]
+) -> None:
+    served = tmp_path / "served"
+    shutil.copytree(folders[0], served)
+    server = start(Scorer.load(served), watch_seconds=0.1)
+    server.app.models = Registry.open([Source("tiny", served)])
+    before = ask(server.url).headers["x-model-version"]
+    replace(served, folders[1])
+    deadline = time.monotonic() + 20
+    while ask(server.url).headers["x-model-version"] == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert 'pertinent_reloads_total{outcome="taken"} 1.0' in server.client.get("/metrics").text
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+def test_tls_by_flags(run: Any, tiny_artifact: Artifact, tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    flags = ["--tls-certificate", str(certificate), "--tls-key", str(key), "--drain-delay", "0"]
+    server = run(str(tiny_artifact.path), *flags)
+    server.wait_for("ready")
+    assert server.url.startswith("https://")
+    assert ask(server.url, verify=ssl.create_default_context(cafile=str(certificate))).status_code == 200
+    assert server.end() == 0
 
 
 def test_the_shipped_model_serves(run: Any) -> None:

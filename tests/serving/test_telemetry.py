@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import io
+import json
+import threading
+import time
+
+from pertinent.serving.telemetry import SHED, EventLog, Metrics
+
+
+class Stuck(io.StringIO):
+    """A pipe that nobody reads, until ``free`` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.free.wait(20)
+        return super().write(text)
+
+
+def test_events_are_json_lines_with_utc_times() -> None:
+    stream = io.StringIO()
+    log = EventLog(stream)
+    log.event("request", status=200, query='"\n\x1b[0m日本')
+    log.event("stopped")
+    log.close()
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == ["request", "stopped"]
+    assert lines[0]["query"] == '"\n\x1b[0m日本' and lines[0]["time"].endswith("+00:00")
+
+
+def test_a_full_pipe_holds_up_nobody_and_lost_lines_are_counted() -> None:
+    stream = Stuck()
+    log = EventLog(stream)
+    before = time.perf_counter()
+    for number in range(10_500):
+        log.event("request", number=number)
+    assert time.perf_counter() - before < 5
+    stream.free.set()
+    deadline = time.monotonic() + 10
+    while log._lines.qsize() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    log.event("after")
+    log.close()
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    after = lines[-1]
+    assert after["event"] == "after"
+    assert after["lines_dropped"] + len(lines) - 1 == 10_500
+
+
+def test_a_closed_stream_holds_up_nobody() -> None:
+    stream = io.StringIO()
+    stream.close()
+    log = EventLog(stream)
+    log.event("request")
+    log.close()
+
+
+def test_counters_are_there_before_anything_happens() -> None:
+    text = Metrics().render().decode()
+    assert all(f'pertinent_shed_total{{reason="{reason}"}} 0.0' in text for reason in SHED)
+    assert "pertinent_up 1.0" in text
+
+
+def test_padding_and_stages_add_up() -> None:
+    metrics = Metrics()
+    metrics.batch(pairs=4, tokens=90, padded=100, jobs=2)
+    metrics.scored(4, 1, {"queue": 0.001, "tokenize": 0.002, "score": 0.1, "total": 0.2})
+    text = metrics.render().decode()
+    assert "pertinent_padding_tokens_total 10.0" in text and "pertinent_tokens_total 90.0" in text
+    assert 'pertinent_stage_seconds_sum{stage="score"} 0.1' in text
