@@ -125,6 +125,7 @@ class _Piece:
     rows: Rows  # in the chunk
     query_width: int
     item_width: int
+    tokens: int  # without padding
 
     @property
     def padded(self) -> int:
@@ -459,9 +460,10 @@ class ScoringQueue:
             items = job.work.items.take(job.work.rows[start:stop])
         query_rows = job.work.query_rows[start:stop]
         chunk = _Chunk(start, items, query_rows)
-        query_lengths, item_lengths = queries.lengths[query_rows] + 2, items.lengths + 1
+        query_lengths, item_lengths = queries.lengths[query_rows] + 2, items.lengths + 1  # [CLS] and [SEP], [SEP]
+        lengths = query_lengths + item_lengths
         pieces = [
-            _Piece(chunk, rows, int(query_lengths[rows].max()), int(item_lengths[rows].max()))
+            _Piece(chunk, rows, int(query_lengths[rows].max()), int(item_lengths[rows].max()), int(lengths[rows].sum()))
             for rows in job.scorer.batches(queries, query_rows, items, np.arange(len(items)))
         ]
         cut = items.truncated | queries.truncated[query_rows]
@@ -519,28 +521,25 @@ class ScoringQueue:
         return job.scorer.forward(TokenRows.joined(queries), rows, TokenRows.joined(items), rows)
 
     def _store(self, batch: list[tuple[Job, _Piece]], logits: NDArray[np.float32], seconds: float) -> None:
-        place, tokens, size = 0, 0, len(logits)
+        place, size = 0, len(logits)
         with self._ready:
             for job, piece in batch:
-                rows = piece.rows
-                assert job.queries is not None
-                count = int((job.queries.lengths[piece.chunk.query_rows[rows]] + piece.chunk.items.lengths[rows]).sum())
-                tokens += count + 3 * len(rows)  # [CLS] and two [SEP]
+                count = len(piece.rows)
                 if not job.over:
-                    places = rows + piece.chunk.start
-                    job.logits[places] = logits[place : place + len(rows)]
+                    places = piece.rows + piece.chunk.start
+                    job.logits[places] = logits[place : place + count]
                     job.scored[places] = True
-                    job.tokens += count + 3 * len(rows)
-                    job.left -= len(rows)
-                    job.score_seconds += seconds * len(rows) / size
-                    self._pairs -= len(rows)
+                    job.tokens += piece.tokens
+                    job.left -= count
+                    job.score_seconds += seconds * count / size
+                    self._pairs -= count
                     if job.left == 0:
                         self._finish(job, None)
-                place += len(rows)
+                place += count
             self._spent = (self._spent[0] * _FADING + seconds, self._spent[1] * _FADING + size)
         if self._observer is not None:
             width = max(p.query_width for _, p in batch) + max(p.item_width for _, p in batch)
-            self._observer.batch(size, tokens, size * width, len(batch))
+            self._observer.batch(size, sum(p.tokens for _, p in batch), size * width, len(batch))
 
 
 def running_threads(scorers: Sequence[Any]) -> int:
