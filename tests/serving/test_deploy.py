@@ -1,0 +1,54 @@
+"""The samples in deploy/ say what the command and the server know."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pertinent.cli import COMMANDS, variable
+from pertinent.serving.config import ServeConfig
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+VARIABLES = {variable(flag) for flag in COMMANDS["serve"].flags}
+
+
+def kubernetes() -> dict[str, Any]:
+    documents = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text(encoding="utf-8")))
+    return {document["kind"]: document for document in documents}
+
+
+def test_every_variable_in_the_samples_stands_for_a_flag() -> None:
+    for path in DEPLOY.iterdir():
+        named = set(re.findall(r"\bPERTINENT_[A-Z_]+", path.read_text(encoding="utf-8")))
+        assert named and named <= VARIABLES, path.name
+
+
+def test_probes_and_ports_are_those_of_the_server() -> None:
+    found = kubernetes()
+    pod = found["Deployment"]["spec"]["template"]
+    container = pod["spec"]["containers"][0]
+    assert container["ports"][0]["containerPort"] == ServeConfig().port
+    assert {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe")} == {"/readyz"}
+    assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
+    assert found["Service"]["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+
+
+def test_every_sample_waits_longer_than_the_server_drains() -> None:
+    needed = ServeConfig().drain_delay + ServeConfig().drain_timeout
+    unit = (DEPLOY / "pertinent.service").read_text(encoding="utf-8")
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))["services"]["pertinent"]
+    waits = [
+        kubernetes()["Deployment"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"],
+        int(re.findall(r"TimeoutStopSec=(\d+)", unit)[0]),
+        int(compose["stop_grace_period"].removesuffix("s")),
+    ]
+    assert min(waits) > needed
+
+
+def test_no_sample_opens_the_port_without_keys() -> None:
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))["services"]["pertinent"]
+    assert compose["ports"] == ["127.0.0.1:8080:8080"] and "PERTINENT_KEYS" in compose["environment"]
+    assert "insecure" not in (DEPLOY / "kubernetes.yaml").read_text(encoding="utf-8").lower()
