@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pertinent.config import Config
-from pertinent.errors import ArtifactError
+from pertinent.errors import ArtifactError, need
 from pertinent.lexicon.classes import TERM_CLASSES
 from pertinent.lexicon.gazetteer import Match, Words
 
@@ -148,7 +148,7 @@ class Crf:
     @classmethod
     def train(cls, examples: Iterable[tuple[Words, Sequence[Match], Sequence[str]]], config: CrfConfig) -> Self:
         """A classifier from words, matches and labels; the same examples give the same weights."""
-        import pycrfsuite as crfsuite
+        crfsuite = need("pycrfsuite", "train")
 
         trainer = crfsuite.Trainer(algorithm="lbfgs", verbose=False)
         for words, matches, labels in examples:
