@@ -629,7 +629,12 @@ class _Version(argparse.Action):
 
 def _settings_help(command: Command) -> str:
     """The settings of a command with their defaults, from the one place that states them."""
-    fields = load(command.config).model_fields
+    from pertinent.errors import MissingExtraError
+
+    try:
+        fields = load(command.config).model_fields
+    except MissingExtraError as error:
+        return f"\nsettings for --config and --set: {error}\n"
     lines = [f"  {name}: {_default(field)}" for name, field in fields.items()]
     return "\nsettings for --config and --set, with defaults:\n" + "\n".join(lines) + "\n"
 
