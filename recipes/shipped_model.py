@@ -5,8 +5,7 @@
     2. vectors    the pretrained bi-encoder's vectors of all texts, kept for the next run
     3. pairs      per query a mix of near and far titles, with the teacher's logit; catalog facts
                   (same product, other color, other brand) move it
-    4. distill    the 3-layer cross-encoder learns the teacher's margins, in two rounds: the second
-                  has other queries made from catalogs, and more titles a query
+    4. distill    the 3-layer cross-encoder learns the teacher's margins
     5. judged     it learns the judgments of both shops, while the teacher's pairs keep it in place
     6. carry-over the same from one shop's judgments only, tested on the other
     7. card       quality by shop beside the floors, and latency here, written into the model card
@@ -78,10 +77,6 @@ made on validation and test figures together, and holds on the validation figure
 those before the judgments was tried and dropped with the test figures in sight, so the test figures above are not
 those of an untouched split.
 """
-# Titles a query, by round of distillation.
-ROUNDS = (CandidateMix(), CandidateMix(near=4, middle=2, lexical=2))
-# The second round starts from the first, so it walks more slowly.
-SECOND_RATE = 1.0e-4
 # What a known fact adds to the teacher's logit of a pair.
 SAME_PRODUCT, OTHER_PRODUCT = 2.0, -1.2
 FACT_HOLDS, FACT_FAILS = 0.8, -1.4
@@ -98,25 +93,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
 
+    examples = work / "teacher_pairs.csv"
+    made_from = teacher_inputs(options.seed)
+    note = work / "teacher_pairs.json"
+    if not examples.is_file() or not note.is_file() or read_json(note) != made_from:
+        note.unlink(missing_ok=True)
+        write_teacher_pairs(examples, work, options.seed)
+        write_json(note, made_from)
     judgments = write_judgments(work)
-    start: dict[str, object] = {}
-    for number, mix in enumerate(ROUNDS):
-        suffix = f"-{number + 1}" if number else ""
-        examples = work / f"teacher_pairs{suffix}.csv"
-        made_from = teacher_inputs(options.seed + number, mix)
-        note = examples.with_suffix(".json")
-        if not examples.is_file() or not note.is_file() or read_json(note) != made_from:
-            note.unlink(missing_ok=True)
-            write_teacher_pairs(examples, work, options.seed + number, mix)
-            write_json(note, made_from)
-        if options.until == "pairs":
-            continue
-        common = {"seed": options.seed, "licenses": LICENSES, "resume": True}
-        distilled = work / f"distilled{suffix}"
-        settings = {**common, "judgments": str(judgments["both"]), "examples": [str(examples)], "out": str(distilled)}
-        run(CONFIGS / "shipped-distill.yaml", {**settings, **start})
-        start = {"start": str(distilled), "layers": None, "pairs": None, "model": {}, "learning_rate": SECOND_RATE}
-    if options.until in ("pairs", "distill"):
+    if options.until == "pairs":
+        return
+    common = {"seed": options.seed, "licenses": LICENSES, "resume": True}
+    distilled = work / "distilled"
+    settings = {**common, "judgments": str(judgments["both"]), "examples": [str(examples)], "out": str(distilled)}
+    run(CONFIGS / "shipped-distill.yaml", settings)
+    if options.until == "distill":
         return
     model = work / "model"
     replay = write_replay(work, examples)
@@ -188,12 +179,12 @@ def latency_table(model: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def teacher_inputs(seed: int, mix: CandidateMix) -> dict[str, object]:
+def teacher_inputs(seed: int) -> dict[str, object]:
     """What the teacher's pairs depend on."""
     return {
         "seed": seed,
         "teacher": SimilarityTeacher().plain(),
-        "candidates": mix.plain(),
+        "candidates": CandidateMix().plain(),
         "facts": [SAME_PRODUCT, OTHER_PRODUCT, FACT_HOLDS, FACT_FAILS],
         "files": {f"{name}/{file.name}": sha256(file) for name in SAMPLES for file in files_of(name)},
     }
@@ -240,7 +231,7 @@ def write_csv(path: Path, fields: Sequence[str], rows: Sequence[Sequence[object]
     aside.replace(path)
 
 
-def write_teacher_pairs(path: Path, work: Path, seed: int, mix: CandidateMix) -> None:
+def write_teacher_pairs(path: Path, work: Path, seed: int) -> None:
     """Queries with their candidates and the teacher's logits."""
     rng = np.random.default_rng(seed)
     network, pairs = start_from(
@@ -257,6 +248,7 @@ def write_teacher_pairs(path: Path, work: Path, seed: int, mix: CandidateMix) ->
     title_vectors = vectors(work, "titles", network, pairs, texts)
     query_vectors = vectors(work, "queries", network, pairs, asked)
     coverage = Coverage(texts)
+    mix = CandidateMix()
     query_rows, title_rows, cosines = candidates(mix, asked, query_vectors, title_vectors, coverage, rng)
     rows_of_title = {title: row for row, title in enumerate(texts)}
     rows, adjust = [], []
