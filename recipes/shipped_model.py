@@ -131,7 +131,7 @@ def run(path: Path, settings: dict[str, object]) -> None:
     if (out / "manifest.json").is_file():
         made = open_artifact(out, kind="model")
         inputs = input_digests({"judgments": str(config.judgments), "examples.0": config.examples[0]})
-        if made.config == config.plain() and made.manifest["inputs"] == inputs:
+        if TrainConfig.build(made.config) == config and made.manifest["inputs"] == inputs:
             logger.info("%s: made before", out)
             return
     train(config)

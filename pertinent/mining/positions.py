@@ -153,14 +153,14 @@ def coec(counts: Table) -> Table:
     return _over_weights(counts.join(rates, "position"), "expected", "coec")
 
 
-def debiased_ctr(counts: Table, model: PositionModel) -> Table:
+def debiased_ctr(counts: Table, propensity: Floats) -> Table:
     """Clicks over examined exposures by pair: ``query, item_id, exposures, clicks, examined, ctr_debiased``.
 
-    ``counts`` is as for `coec`. ``examined`` is the sum of the propensities of the pair's exposures, to
-    the billionth; positions deeper than the model have the propensity of its deepest. An estimate:
-    ``ctr_debiased`` may be above 1. It is null where nothing was examined.
+    ``counts`` is as for `coec`, ``propensity`` is ``[positions]`` of a fitted model. ``examined`` is the sum
+    of the propensities of the pair's exposures, to the billionth; deeper positions have that of the
+    deepest. An estimate: ``ctr_debiased`` may be above 1. It is null where nothing was examined.
     """
-    weights = np.rint(model.propensity * BILLION).astype(np.int64)
+    weights = np.rint(propensity * BILLION).astype(np.int64)
     places = np.arange(len(weights), dtype=np.int64)
     table = ibis.memtable(
         pa.table({"place": places, "weight": weights}), schema=ibis.schema({"place": "int64", "weight": "int64"})

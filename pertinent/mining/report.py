@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import ibis
 
 from pertinent.charts import SHARE, Axis, Series, bars, line_chart, round_ticks
+from pertinent.mining.clicks import level_counts
 from pertinent.mining.schema import LEVELS
 from pertinent.page import facts as fact_list
 from pertinent.page import grid, page, section, table
@@ -37,7 +38,7 @@ def day_name(day: int) -> str:
 def report_numbers(tables: Mapping[str, Table], found: Mapping[str, Any]) -> dict[str, Any]:
     """The content of the page as JSON-able values.
 
-    ``tables`` are those of the artifact by name; ``found`` has what is not in a table: ``checks``,
+    ``tables`` are those of the artifact by name, but ``clicks`` has one row a pair; ``found`` has what is not in a table: ``checks``,
     ``notes``, ``told``, ``warnings``, ``coverage``, ``position_fit`` and ``settings``.
     """
     days = _rows(tables["days"].order_by("day"))
@@ -121,8 +122,7 @@ def _summary(
 
 
 def _pairs_by_level(clicks: Table) -> list[dict[str, Any]]:
-    counts = clicks.group_by("level").agg(pairs=clicks.count(), copies=clicks.copies.sum())
-    return [{**row, "level": LEVELS[row["level"]]} for row in _rows(counts.order_by("level"))]
+    return [{**row, "level": LEVELS[row["level"]]} for row in _rows(level_counts(clicks).order_by("level"))]
 
 
 def _segments(queries: Table, lists: Table) -> list[dict[str, Any]]:

@@ -70,7 +70,6 @@ from pertinent.mining.neighbors import (  # noqa: E402
 )
 from pertinent.mining.positions import (  # noqa: E402
     PositionConfig,
-    PositionModel,
     coec,
     debiased_ctr,
     fit_position_model,
@@ -409,21 +408,6 @@ def _fit_positions(run: Mined) -> None:
     run.tables["positions"] = stages.arrow("positions", pa.table)
 
 
-def _model(run: Mined) -> PositionModel:
-    """The click model as far as its tables tell it: what debiasing needs."""
-    curve = run.tables["positions"].order_by("position").to_pyarrow()
-    arrays = {name: curve[name].to_numpy() for name in ("propensity", "identified", "exposures", "clicks")}
-    return PositionModel(
-        **arrays,
-        pairs=pa.table({}),
-        log_likelihoods=[],
-        converged=True,
-        pairs_seen=0,
-        pairs_several=0,
-        warnings=[],
-    )
-
-
 def _weighed(run: Mined) -> Table:
     """The daily counts, with what neighbors ordered by debiased clicks need."""
     daily = run.tables["daily"]
@@ -475,7 +459,8 @@ def _clicks(run: Mined) -> Table:
     pairs = resampled(pairs.filter(pairs.level >= CLICK), config.copies)
     counts = run.window("daily_positions", config.days)
     expected = coec(counts).select("query", "item_id", "expected", "coec")
-    debiased = debiased_ctr(counts, _model(run)).select("query", "item_id", "examined", "ctr_debiased")
+    curve = run.tables["positions"].order_by("position").to_pyarrow()
+    debiased = debiased_ctr(counts, curve["propensity"].to_numpy()).select("query", "item_id", "examined", "ctr_debiased")
     clear = run.tables["queries"].select("query", "clear")
     keys = ["query", "item_id"]
     pairs = _joined(pairs, clear, ["query"]).fill_null({"clear": False})
@@ -523,7 +508,8 @@ def _numbers(run: Mined, log: Mapping[str, Any], warnings: list[str]) -> dict[st
             "days kept": str(config.kept_days),
         },
     }
-    return report_numbers(run.tables, found)
+    pairs = read_parquet(stages.connection, stages.folder / "clicked.parquet")
+    return report_numbers({**run.tables, "clicks": pairs}, found)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -150,6 +150,26 @@ def test_clicked_pairs_say_all_that_is_known_of_them(made: Path, shop: Path) -> 
     assert len(read_mined("rows", "clicks")) == sum(row["copies"] for row in pairs)
 
 
+def test_the_report_counts_pairs_once_whether_copies_are_written_as_rows_or_not(made: Path, shop: Path) -> None:
+    pairs = read_mined(made / "mined", "clicks").to_pylist()
+    for copies in ([1, 1, 2, 3, 5], [0, 1, 2, 3, 5]):  # a level without copies is counted before re-sampling too
+        expected = [
+            {
+                "level": name,
+                "pairs": sum(row["level"] == level for row in pairs),
+                "copies": sum(row["level"] == level for row in pairs) * copies[level - 1],
+            }
+            for level, name in enumerate(LEVELS)
+            if any(row["level"] == level for row in pairs)
+        ]
+        for form in ("copies", "rows"):
+            numbers = mine(settings(out="counted", clicks={"days": 6, "form": form, "copies": copies})).json(
+                "report.json"
+            )
+            assert numbers["pairs_by_level"] == expected
+            assert numbers["summary"]["clicked_pairs"] == len(pairs)
+
+
 def test_the_same_input_gives_the_same_bytes(made: Path, shop: Path) -> None:
     mine(settings(out="other"))
     assert content(shop / "other") == content(made / "mined")

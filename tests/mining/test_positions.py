@@ -78,7 +78,7 @@ def test_the_fit_is_as_it_is_worked_out_by_hand(bench, form):
     assert [pair["item_id"] for pair in pairs] == ["a", "b"]
     assert [pair["attraction"] for pair in pairs] == pytest.approx([0.6, 0.2], abs=1e-6)
     assert len(model.warnings) == 1 and "1 of 3 positions" in model.warnings[0]
-    found = bench.rows(debiased_ctr(counts, model), KEYS)
+    found = bench.rows(debiased_ctr(counts, model.propensity), KEYS)
     assert [row[5] for row in found] == pytest.approx([9 / 15, 6 / 30, 2 / 20, 2 / (20 * 0.1 / 0.24)], abs=1e-6)
 
 
@@ -87,7 +87,7 @@ def test_empty_in_is_empty_out_with_the_same_columns(duckdb_bench):
     model = fit_position_model(empty, PositionConfig())
     assert model.propensity.tolist() == [1.0] and model.exposures.tolist() == [0]
     assert model.report()["rounds"] == 0 and model.report()["converged"] is True
-    makers = [(position_table, ["position"]), (coec, KEYS), (lambda t: debiased_ctr(t, model), KEYS)]
+    makers = [(position_table, ["position"]), (coec, KEYS), (lambda t: debiased_ctr(t, model.propensity), KEYS)]
     for make, order in makers:
         assert duckdb_bench.rows(make(empty), order) == []
         assert duckdb_bench.types(make(empty), order) == duckdb_bench.types(make(full), order)
@@ -179,7 +179,7 @@ def test_places_past_the_last_fitted_are_debiased_as_the_last(duckdb_bench):
     table = duckdb_bench.table(DAILY_POSITIONS, rows)
     model = fit_position_model(table, EXACT.model_copy(update={"positions": 2}))
     assert len(model.propensity) == 2
-    found = duckdb_bench.rows(debiased_ctr(table, model), KEYS)
+    found = duckdb_bench.rows(debiased_ctr(table, model.propensity), KEYS)
     assert found[-1][:4] == ("led", "z", 10, 1)
     assert found[-1][4:] == pytest.approx((5.0, 0.2), abs=1e-6)
 
