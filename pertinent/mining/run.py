@@ -460,7 +460,9 @@ def _clicks(run: Mined) -> Table:
     counts = run.window("daily_positions", config.days)
     expected = coec(counts).select("query", "item_id", "expected", "coec")
     curve = run.tables["positions"].order_by("position").to_pyarrow()
-    debiased = debiased_ctr(counts, curve["propensity"].to_numpy()).select("query", "item_id", "examined", "ctr_debiased")
+    debiased = debiased_ctr(counts, curve["propensity"].to_numpy()).select(
+        "query", "item_id", "examined", "ctr_debiased"
+    )
     clear = run.tables["queries"].select("query", "clear")
     keys = ["query", "item_id"]
     pairs = _joined(pairs, clear, ["query"]).fill_null({"clear": False})
