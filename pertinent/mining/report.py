@@ -38,8 +38,8 @@ def day_name(day: int) -> str:
 def report_numbers(tables: Mapping[str, Table], found: Mapping[str, Any]) -> dict[str, Any]:
     """The content of the page as JSON-able values.
 
-    ``tables`` are those of the artifact by name, but ``clicks`` has one row a pair; ``found`` has what is not in a table: ``checks``,
-    ``notes``, ``told``, ``warnings``, ``coverage``, ``position_fit`` and ``settings``.
+    ``tables`` are those of the artifact by name, but ``clicks`` has one row a pair; ``found`` has what is
+    not in a table: ``checks``, ``notes``, ``told``, ``warnings``, ``coverage``, ``position_fit``, ``settings``.
     """
     days = _rows(tables["days"].order_by("day"))
     for row in days:

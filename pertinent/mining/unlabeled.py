@@ -7,6 +7,8 @@ takes part. Nothing is drawn by an engine's own chance: draws follow the MD5 of 
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -15,13 +17,16 @@ from pydantic import Field
 
 from pertinent.config import Config
 from pertinent.mining.schema import DAILY, require
-from pertinent.text import normalize, words
+from pertinent.text import normalize
 
 if TYPE_CHECKING:
     from ibis import Table
 
 UNLABELED = ("query", "item_id", "segment", "weight", "source")
 PAIR = ("query", "item_id")
+_RUN = re.compile(r"[^\W_]+")
+# Of Latin, Greek and Cyrillic letters; marks of other scripts make other letters.
+_ACCENTS = re.compile("[\u0300-\u036f]+")
 
 
 class UnlabeledConfig(Config):
@@ -48,8 +53,8 @@ def unlabeled_pairs(daily: Table, volumes: Table, judged: Iterable[str], config:
     """Pairs to be labeled, one row a pair: ``query, item_id, segment, weight, source``.
 
     ``daily`` is `schema.DAILY` and ``volumes`` is from `query_volumes`, both of the window. No query of
-    ``judged`` is among them, nor one of the same words in another order. ``weight`` is how many queries
-    of its segment a drawn one stands for.
+    ``judged`` is among them, nor one of the same words (see `word_bag`). ``weight`` is how many queries of
+    its segment a drawn one stands for.
     """
     require(daily, DAILY, "unlabeled_pairs")
     drawn = drawn_queries(volumes.anti_join(same_words(volumes, judged), "query"), config)
@@ -81,7 +86,7 @@ def drawn_queries(volumes: Table, config: UnlabeledConfig) -> Table:
 def same_words(queries: Table, judged: Iterable[str]) -> Table:
     """The distinct queries of a table (``query``) that have the same words as one of ``judged``.
 
-    It is looked up outside of the engine, as words are what `pertinent.text.words` says.
+    It is looked up outside of the engine, as words are what `word_bag` says.
     """
     bags = {word_bag(query) for query in judged}
     found: list[str] = []
@@ -92,12 +97,16 @@ def same_words(queries: Table, judged: Iterable[str]) -> Table:
 
 
 def word_bag(query: str) -> str:
-    """The words of a query in order of the alphabet; queries of the same bag ask the same.
+    """The words of a query, each once and in order of the alphabet; queries of the same bag ask the same.
 
-    >>> word_bag("Lamp, LED") == word_bag("led lamp"), word_bag("?!")
-    (True, '?!')
+    Words are runs of letters and digits without accents: hyphens and all other marks part them.
+
+    >>> word_bag("Lamp, LED-LED") == word_bag("led lamp"), word_bag("Café USB-C"), word_bag("?!")
+    (True, 'c cafe usb', '?!')
     """
-    return " ".join(sorted(words(query))) or normalize(query)
+    text = normalize(query)
+    plain = unicodedata.normalize("NFC", _ACCENTS.sub("", unicodedata.normalize("NFD", text)))
+    return " ".join(sorted({*_RUN.findall(plain)})) or text
 
 
 def _shown(daily: Table, queries: Table, config: UnlabeledConfig) -> Table:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pertinent.mining.queries import query_volumes
 from pertinent.mining.schema import DAILY, DAILY_SEARCHES
-from pertinent.mining.unlabeled import UNLABELED, UnlabeledConfig, unlabeled_pairs
+from pertinent.mining.unlabeled import UNLABELED, UnlabeledConfig, unlabeled_pairs, word_bag
+from pertinent.text import normalize
 
 FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ORDER = ["query", "item_id"]
@@ -89,6 +90,36 @@ def test_no_judged_query_is_among_them_nor_one_of_the_same_words(duckdb_bench):
     found = duckdb_bench.rows(made(duckdb_bench, PAIRS, SEARCHES, judged, SMALL), ORDER)
     assert {row[0] for row in found} == {"a", "b"}
     assert {row[3] for row in found} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("judged", "near"),
+    [
+        ("usb-c cable", "usb c cable"),
+        ("usb-c cable", "Cable USB_C"),
+        ("led lamp", "led led lamp"),
+        ("café", "cafe"),
+        ("café", "cafe\u0301"),
+        ("größe", "große"),
+        ("2.5 m kabel", "kabel 2 5 m"),
+        ("men's shoes", "shoes, men’s"),
+        ("wi-fi/bluetooth", "bluetooth wi fi"),
+        ("ケース 日本語", "日本語・ケース"),
+        ("?!", " ?!"),
+    ],
+)
+def test_near_copies_of_a_judged_query_are_left_out_too(duckdb_bench, judged, near):
+    assert word_bag(judged) == word_bag(near)
+    daily, searches = [(1, normalize(near), "item", 1, 1, 1, 0, 1)], [(1, normalize(near), 1, 0)]
+    assert duckdb_bench.rows(made(duckdb_bench, daily, searches, [judged], SMALL), ORDER) == []
+    assert len(duckdb_bench.rows(made(duckdb_bench, daily, searches, ["lamp"], SMALL), ORDER)) == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("led lamp", "lamp"), ("12v", "24v"), ("usb-c", "usb-a"), ("か", "が"), ("!", "?")]
+)
+def test_other_words_are_another_query(one, other):
+    assert word_bag(one) != word_bag(other)
 
 
 def test_nothing_in_or_all_judged_is_an_empty_table_of_the_same_columns(duckdb_bench):
