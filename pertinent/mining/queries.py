@@ -35,14 +35,14 @@ class ClarityConfig(Config):
     """When a query is clear: it has ``min_terms`` terms, a core term, and a term that modifies it.
 
     ``require_modifier: false`` is the paper to the letter, which counts words as they are written.
-    With ``join_unknown`` a word without a class beside a core term is a part of it, as "sports" in "sports
-    shoes" and "rack" in "shoe rack"; without, it is a modifier, as "nike" in "nike shoes".
+    A word without a class is a modifier, as "nike" in "nike shoes". With ``join_unknown`` such a word right
+    beside a core term is a part of it, as "rack" in "shoe rack" where the tagger does not know it.
     """
 
     min_terms: int = Field(2, ge=1)
     require_core: bool = True
     require_modifier: bool = True
-    join_unknown: bool = True
+    join_unknown: bool = False
 
 
 class QueryConfig(Config):
@@ -92,11 +92,6 @@ def clear_queries(queries: Table, tag: Tag, config: ClarityConfig) -> Table:
     return ibis.memtable(columns, schema=ibis.schema(CLARITY))
 
 
-def only_clear(table: Table, clear: Table) -> Table:
-    """The rows of ``table`` whose query is clear; ``clear`` is from `clear_queries`."""
-    return table.semi_join(clear.filter(clear.clear), "query")
-
-
 def query_volumes(searches: Table, head: float, torso: float) -> Table:
     """How often each query is asked, and its segment: ``query, searches, clicks, share, segment``.
 
@@ -124,10 +119,9 @@ def query_volumes(searches: Table, head: float, torso: float) -> Table:
 def clarity(query: str, spans: Sequence[TermSpan], config: ClarityConfig) -> tuple[int, bool, bool]:
     """Terms of a query, whether it is clear to the letter of the paper, and whether it is as ``config`` says.
 
-    >>> shoes = TermSpan(7, 12, "core", "shoes", "gazetteer")
-    >>> clarity("sports shoes", [shoes], ClarityConfig())
-    (2, True, False)
-    >>> clarity("waterproof shoes", [TermSpan(0, 10, "function", "waterproof", "gazetteer"), shoes], ClarityConfig())
+    >>> clarity("sports shoes", [TermSpan(0, 12, "core", "sports shoes", "gazetteer")], ClarityConfig())
+    (1, True, False)
+    >>> clarity("nike shoes", [TermSpan(5, 10, "core", "shoes", "gazetteer")], ClarityConfig())
     (2, True, True)
     """
     found = terms(query, spans)
@@ -167,7 +161,8 @@ def terms(query: str, spans: Sequence[TermSpan]) -> list[Term]:
 def head_terms(found: Sequence[Term], join_unknown: bool) -> list[Term]:
     """The terms that only say what the thing is: the first core terms that stand together.
 
-    With ``join_unknown`` also a word of letters on either side of them that has no class.
+    One with a number in it, as "iphone 13" in "iphone 13 case", is a name and stands alone. With
+    ``join_unknown`` also a word of letters on either side of them that has no class.
 
     >>> nouns = [Term(0, "nike", "none"), Term(5, "sports", "none"), Term(12, "shoes", "core")]
     >>> [term.text for term in head_terms(nouns, True)]
@@ -177,12 +172,17 @@ def head_terms(found: Sequence[Term], join_unknown: bool) -> list[Term]:
     if not core:
         return []
     start = end = core[0]
-    while end < len(found) and found[end].term_class == CORE and (end == start or not found[end].apart):
+    while end < len(found) and found[end].term_class == CORE and (end == start or _joined(*found[end - 1 : end + 1])):
         end += 1
     if join_unknown:
         start -= start > 0 and not found[start].apart and _unknown_word(found[start - 1])
         end += end < len(found) and not found[end].apart and _unknown_word(found[end])
     return list(found[start:end])
+
+
+def _joined(first: Term, second: Term) -> bool:
+    """Whether two core terms, one after the other, can be parts of one noun."""
+    return not second.apart and not any(letter.isdigit() for letter in first.text + second.text)
 
 
 def _unknown_word(term: Term) -> bool:
