@@ -22,8 +22,8 @@ from pertinent.mining.sessions import search_ids, sessions
 
 Action = Literal["drop", "keep", "refuse"]
 VIEW = LEVEL_NUMBERS["view"]
-# Days after a pause longer than this that hold less than one row in 100 are those of a wrong clock.
-PAUSE_DAYS, FEW = 30, 100
+# The last days of a log that have less than one in so many rows of a usual day are those of a wrong clock.
+FEW = 100
 
 # What each check finds.
 CHECKS = MappingProxyType(
@@ -69,11 +69,12 @@ class Checked:
     """``events`` with exactly the columns of EVENTS, all ids filled, and one entry of ``counts`` for each check.
 
     An entry has ``check``, ``rows`` (that it found), ``action`` and ``example`` (text, or None where
-    it found none).
+    it found none). ``latest`` is the day after which times were impossible, None where there was no row.
     """
 
     events: ibis.Table
     counts: list[dict[str, object]]
+    latest: int | None
 
 
 def check_events(
@@ -83,8 +84,11 @@ def check_events(
     config: CheckConfig,
     gap_minutes: int,
     work: Path,
+    known: Mapping[int, int] = MappingProxyType({}),
 ) -> Checked:
     """The rows that pass, with session and search ids filled (see `sessions`), and what each check found.
+
+    ``known`` has the rows of days that were mined before, which help to tell a wrong clock.
 
     Every check looks at all rows of the log, so a row that two checks find is counted by both. The
     last one, clicks without a view, looks at what is left: it adds the missing view, so that clicks
@@ -95,7 +99,8 @@ def check_events(
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     entered = _with_ids(connection, raw.events, gap_minutes, work)
-    flagged = stage(connection, _flagged(connection, entered, items, config, work), work / "flagged.parquet")
+    latest = _latest(entered, config, known)
+    flagged = stage(connection, _flagged(connection, entered, items, config, latest, work), work / "flagged.parquet")
     names = [name for name in CHECKS if name in flagged.columns]
     sums = flagged.agg(**{name: flagged[name].sum() for name in names}).to_pyarrow().to_pylist()[0]
     actions = config.plain()
@@ -103,27 +108,30 @@ def check_events(
     dropped = [entry["check"] for entry in counts if entry["rows"] and entry["action"] == "drop"]
     kept = flagged.filter(~ibis.or_(*[flagged[name] for name in dropped])) if dropped else flagged
     kept, entry = _with_views(connection, kept.select(*EVENTS, "file", "row"), config.clicks_without_view, work)
-    return Checked(kept.select(*EVENTS), [*counts, entry])
+    return Checked(kept.select(*EVENTS), [*counts, entry], latest)
 
 
 def newest_believable(days: Mapping[int, int]) -> int | None:
     """The newest day that the log's own clock can be trusted on, from its rows on each day.
 
-    A day after a pause of more than 30 days is a wrong clock's if it and all days after it hold
-    less than one row in 100; such a day would make everything else look out of date.
+    It is the last with at least one in 100 of the rows of a usual day. What comes after it is a wrong
+    clock's, and would make everything else look out of date. A usual day is the median of the busiest
+    days that hold 99 in 100 rows together, so neither many stray days nor one huge day say what is usual.
 
-    >>> newest_believable({20000: 400, 20001: 500, 24000: 2}), newest_believable({20000: 3, 20100: 1})
+    >>> newest_believable({20000: 400, 20001: 500, 20026: 2}), newest_believable({20000: 3, 20100: 1})
     (20001, 20100)
     """
-    total, after, newest = sum(days.values()), 0, sorted(days)
-    while len(newest) > 1:
-        after += days[newest[-1]]
-        if after * FEW >= total:
+    if not days:
+        return None
+    total = left = sum(days.values())
+    busiest = []
+    for rows in sorted(days.values(), reverse=True):
+        busiest.append(rows)
+        left -= rows
+        if left * FEW <= total:
             break
-        if newest[-1] - newest[-2] > PAUSE_DAYS:
-            return newest_believable({day: days[day] for day in newest[:-1]})
-        newest.pop()
-    return max(days, default=None)
+    usual = busiest[(len(busiest) - 1) // 2]
+    return max(day for day, rows in days.items() if rows * FEW >= usual)
 
 
 def _with_ids(connection: ibis.BaseBackend, events: ibis.Table, gap_minutes: int, work: Path) -> ibis.Table:
@@ -146,14 +154,15 @@ def _with_ids(connection: ibis.BaseBackend, events: ibis.Table, gap_minutes: int
 
 
 def _flagged(
-    connection: ibis.BaseBackend, events: ibis.Table, items: ibis.Table | None, config: CheckConfig, work: Path
+    connection: ibis.BaseBackend,
+    events: ibis.Table,
+    items: ibis.Table | None,
+    config: CheckConfig,
+    latest: int | None,
+    work: Path,
 ) -> ibis.Table:
     """The rows with a column for each check: whether it found the row."""
-    by_day = events.group_by("day").agg(rows=events.count()).to_pyarrow().to_pylist()
-    early = _day(config.earliest)
-    believable = newest_believable({row["day"]: row["rows"] for row in by_day if row["day"] >= early})
-    latest = _day(config.latest) if config.latest is not None else believable
-    impossible = events.day < early
+    impossible = events.day < _day(config.earliest)
     if latest is not None:
         impossible = impossible | (events.day > latest)
     agents = [events.agent.lower().contains(text.lower()) for text in config.bot_agents]
@@ -171,6 +180,15 @@ def _flagged(
             check = name.partition("-")[0]
             events = _marked(events, found, check)
     return _with_duplicates(connection, events, work)
+
+
+def _latest(events: ibis.Table, config: CheckConfig, known: Mapping[int, int]) -> int | None:
+    """The last possible day: the configured one, else the newest that the log and the known days make believable."""
+    if config.latest is not None:
+        return _day(config.latest)
+    by_day = events.group_by("day").agg(rows=events.count()).to_pyarrow().to_pylist()
+    days = {**known, **{row["day"]: row["rows"] for row in by_day}}
+    return newest_believable({day: rows for day, rows in days.items() if day >= _day(config.earliest)})
 
 
 def _day(date: dt.date) -> int:

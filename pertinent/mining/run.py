@@ -187,8 +187,9 @@ def mine(config: MineConfig) -> Artifact:
     }
     with work_folder(_behind(out), plan) as work:
         with open_engine(config.engine, work) as connection, Stages(connection, work, STEPS, config.progress) as stages:
-            log = _read(stages, config)
-            run, changed = _by_day(stages, config, base)
+            known = _known(base)
+            log = _read(stages, config, known)
+            run, changed = _by_day(stages, config, base, known, log)
             _derive(run)
             with stages.step("report"):
                 numbers = stages.json("numbers", lambda: _numbers(run, log, changed))
@@ -196,7 +197,7 @@ def mine(config: MineConfig) -> Artifact:
         with write_artifact(out, KIND, recorded, inputs, numbers["summary"], dated=False) as folder:
             for name in TABLES:
                 _link(work / f"{name}.parquet", folder / f"{name}.parquet")
-            write_json(folder / "checks.json", log)
+            write_json(folder / "checks.json", {name: log[name] for name in ("notes", "told", "checks")})
             write_json(folder / "report.json", numbers)
             write_text(folder / "report.html", report_page(numbers))
     for warning in numbers["warnings"]:
@@ -238,24 +239,29 @@ def _behind(out: Path) -> Path:
 # ---------------------------------------------------------------- reading
 
 
-def _read(stages: Stages, config: MineConfig) -> dict[str, Any]:
-    """What was met in the log (notes, also told as sentences; checks); its events go to ``events.parquet``."""
+def _read(stages: Stages, config: MineConfig, known: Mapping[int, int]) -> dict[str, Any]:
+    """What was met in the log (notes, also told as sentences; checks, and the latest possible day).
+
+    Its events go to ``events.parquet``.
+    """
     with stages.step("log read and checked"):
         if not stages.has("log.json"):
             items = _item_ids(stages, config)
             with _broken_files_named(config):
-                _read_events(stages, config, items)
+                _read_events(stages, config, items, known)
         log: dict[str, Any] = stages.json("log", dict)
     return log
 
 
-def _read_events(stages: Stages, config: MineConfig, items: Table | None) -> None:
+def _read_events(stages: Stages, config: MineConfig, items: Table | None, known: Mapping[int, int]) -> None:
     raw_files = stages.folder / "raw"
     raw_files.mkdir(exist_ok=True)
     raw = read_log(stages.connection, config.log, items, raw_files)
-    checked = check_events(stages.connection, raw, items, config.checks, config.sessions.gap_minutes, raw_files)
+    gap = config.sessions.gap_minutes
+    checked = check_events(stages.connection, raw, items, config.checks, gap, raw_files, known)
     stages.table("events", lambda: checked.events, [])
-    stages.json("log", lambda: {"notes": raw.notes, "told": raw.warnings(), "checks": checked.counts})
+    found = {"notes": raw.notes, "told": raw.warnings(), "checks": checked.counts, "latest": checked.latest}
+    stages.json("log", lambda: found)
     shutil.rmtree(raw_files)
 
 
@@ -310,17 +316,30 @@ def _judged_queries(config: MineConfig) -> list[str]:
 # ---------------------------------------------------------------- what is kept by day
 
 
-def _by_day(stages: Stages, config: MineConfig, base: Artifact | None) -> tuple[Mined, list[str]]:
-    """The tables by day after this log, and warnings about the days that it changed."""
+def _known(base: Artifact | None) -> dict[int, int]:
+    """The days that an artifact has, with their events."""
+    if base is None:
+        return {}
+    days = read_mined(base.path, "days")
+    return dict(zip(days["day"].to_pylist(), days["events"].to_pylist(), strict=True))
+
+
+def _by_day(
+    stages: Stages, config: MineConfig, base: Artifact | None, known: Mapping[int, int], log: dict[str, Any]
+) -> tuple[Mined, list[str]]:
+    """The tables by day after this log, and warnings about the days that it changed.
+
+    Events of days that are too old to be kept become a check of the log.
+    """
     with stages.step("counts by day"):
         events = read_parquet(stages.connection, stages.folder / "events.parquet")
         volumes = stages.table("new_days", lambda: day_volumes(events), ["day"]).to_pyarrow()
         days = volumes["day"].to_pylist()
-        if not days:
-            raise _nothing_left(stages)
-        old_volumes = _old(stages, base, "days")
-        known = old_volumes.to_pyarrow() if old_volumes is not None else volumes.slice(0, 0)
-        until = max([*days, *known["day"].to_pylist()]) + 1
+        new = dict(zip(days, volumes["events"].to_pylist(), strict=True))
+        if not new:
+            raise _nothing_left(log)
+        until = _until(config, new, known, log["latest"])
+        log["checks"].append(_expired(new, until - config.kept_days))
         run = Mined(stages, config, {}, until)
         pages = stages.table("pages", lambda: page_items(events), [])
         makers: dict[str, Callable[[], Table]] = {
@@ -332,7 +351,7 @@ def _by_day(stages: Stages, config: MineConfig, base: Artifact | None) -> tuple[
         }
         for name, make in makers.items():
             run.add(name, partial(_updated, run, base, name, make, days))
-    return run, _shrunk(volumes, known)
+    return run, [*_shrunk(new, known), *_all_old(new, until, config.kept_days)]
 
 
 def _old(stages: Stages, base: Artifact | None, name: str) -> Table | None:
@@ -346,20 +365,49 @@ def _updated(run: Mined, base: Artifact | None, name: str, make: Callable[[], Ta
     return update_days(old, make(), days, run.until_day, run.config.kept_days)
 
 
-def _nothing_left(stages: Stages) -> DataError:
-    found = [f"{entry['check']} {entry['rows']:,}" for entry in stages.json("log", dict)["checks"] if entry["rows"]]
-    told = f" (checks found: {', '.join(found)})" if found else ""
-    return DataError(f"the log has no event that passes the checks{told}", fix="see the settings under checks")
+def _until(config: MineConfig, new: Mapping[int, int], known: Mapping[int, int], latest: int) -> int:
+    """The day after the last. Raises DataError where fewer new days would expire most of the known ones."""
+    trusted = [day for day in known if day <= latest]  # an artifact may have days of a wrong clock
+    until = max([*new, *trusted]) + 1
+    expired = [day for day in trusted if day < until - config.kept_days]
+    if 2 * len(expired) > len(trusted) and len(new) <= len(expired) and config.checks.latest is None:
+        ahead = [day for day in new if day > max(trusted)]
+        raise DataError(
+            f"the new days {day_name(min(ahead))} to {day_name(max(ahead))} would expire {len(expired)} of the "
+            f"{len(trusted)} days that {config.out} has ({day_name(min(trusted))} to {day_name(max(trusted))}), as "
+            f"{config.kept_days} days are kept",
+            fix=f"set checks.latest to the last day that is right; {day_name(until - 1)} lets them expire",
+        )
+    return until
 
 
-def _shrunk(new: pa.Table, known: pa.Table) -> list[str]:
-    """A warning where days that were sent again have fewer events than before: perhaps they were not whole."""
-    before = dict(zip(known["day"].to_pylist(), known["events"].to_pylist(), strict=True))
-    fewer = [
-        (day, before[day], events)
-        for day, events in zip(new["day"].to_pylist(), new["events"].to_pylist(), strict=True)
-        if events < before.get(day, 0)
+def _expired(new: Mapping[int, int], first: int) -> dict[str, Any]:
+    """The entry of checks for events of days before the first that is kept."""
+    old = sorted(day for day in new if day < first)
+    example = f"{new[old[-1]]:,} of {day_name(old[-1])}; {day_name(first)} is the first day kept" if old else None
+    return {"check": "expired", "rows": sum(new[day] for day in old), "action": "drop", "example": example}
+
+
+def _all_old(new: Mapping[int, int], until: int, kept: int) -> list[str]:
+    """A warning where a log has nothing but days that are too old to be kept."""
+    if max(new) >= until - kept:
+        return []
+    return [
+        f"all days of this log ({day_name(min(new))} to {day_name(max(new))}) are before {day_name(until - kept)}, the "
+        f"first of the {kept} days kept: nothing of it was added"
     ]
+
+
+def _nothing_left(log: Mapping[str, Any]) -> DataError:
+    found = [f"{entry['check']} {entry['rows']:,}" for entry in log["checks"] if entry["rows"]]
+    told = f" (checks found: {', '.join(found)})" if found else ""
+    fix = "see the settings under checks (a last day with very few rows is not believed unless checks.latest names it)"
+    return DataError(f"the log has no event that passes the checks{told}", fix=fix)
+
+
+def _shrunk(new: Mapping[int, int], known: Mapping[int, int]) -> list[str]:
+    """A warning where days that were sent again have fewer events than before: perhaps they were not whole."""
+    fewer = [(day, known[day], events) for day, events in new.items() if events < known.get(day, 0)]
     if not fewer:
         return []
     day, had, has = fewer[0]

@@ -203,9 +203,26 @@ def test_a_day_far_in_the_future_does_not_become_the_newest(duckdb_engine, tmp_p
 def test_the_newest_believable_day():
     assert newest_believable({}) is None
     assert newest_believable({5: 1}) == 5
-    assert newest_believable({1: 1000, 2: 1, 32: 1, 62: 1}) == 62  # never a pause above 30 days
+    assert newest_believable({1: 1000, 2: 1, 32: 1, 62: 1}) == 1
     assert newest_believable({1: 1000, 40: 2, 41: 2, 90: 1}) == 1
     assert newest_believable({1: 1000, 40: 200, 90: 1}) == 40
+    month = dict.fromkeys(range(30), 100_000)
+    assert newest_believable({**month, 54: 1}) == 29
+    assert newest_believable({**month, 30: 999}) == 29
+    assert newest_believable({**month, 30: 1000}) == 30
+    assert newest_believable({0: 1000, **dict.fromkeys(range(20, 29), 1)}) == 0, "more stray days than others"
+    assert newest_believable({**dict.fromkeys(range(30), 100), 30: 20_000, 31: 100}) == 31, "one huge day"
+
+
+def test_days_that_were_mined_before_tell_a_wrong_clock(duckdb_engine, tmp_path):
+    rows = [row(), row(item="b-2"), row(search="x", after=25 * DAY)]
+    assert found(check(duckdb_engine, tmp_path / "a", rows)) == {}
+    raw = enter(duckdb_engine, tmp_path / "b", rows)
+    today = START // DAY
+    known = dict.fromkeys(range(today - 9, today), 150)
+    checked = check_events(duckdb_engine, raw, None, CheckConfig(), 30, tmp_path / "b" / "work", known)
+    assert found(checked) == {"impossible_times": 1}
+    assert checked.latest == today
 
 
 def test_of_events_with_one_id_the_earliest_stays(duckdb_engine, tmp_path):

@@ -235,6 +235,54 @@ def test_a_day_sent_again_in_part_is_told(made: Path, shop: Path, caplog: pytest
     assert updated.metrics["warnings"] > 0
 
 
+def at(rows: Rows, day: int) -> Rows:
+    """The rows, moved to another day."""
+    return [{**row, "time": (FIRST + day) * DAY + row["time"] % DAY} for row in rows]
+
+
+def checks_of(folder: Path) -> dict[str, int]:
+    return {entry["check"]: entry["rows"] for entry in json.loads((folder / "checks.json").read_text())["checks"]}
+
+
+def test_one_event_with_a_wrong_clock_shifts_no_window(made: Path, shop: Path) -> None:
+    days = [row for day in range(10) for row in day_rows(day, searches=20)]
+    mine(settings(write_log(shop / "right.parquet", days).name, "right"))
+    mine(settings(write_log(shop / "stray.parquet", days + at(days[:1], 25)).name, "stray"))
+    assert checks_of(shop / "stray")["impossible_times"] == 1
+    for name in TABLES:
+        assert rows_of(shop / "stray", name) == rows_of(shop / "right", name), name
+    for part, rows in {"first": days, "next": at(days[:1], 25) + day_rows(9, searches=20)}.items():
+        mine(settings(write_log(shop / f"{part}.parquet", rows).name, update=True))
+    assert checks_of(shop / "mined")["impossible_times"] == 1
+    for name in TABLES:
+        assert rows_of(shop / "mined", name) == rows_of(shop / "right", name), name
+
+
+def test_an_update_that_would_expire_most_days_is_refused(made: Path, shop: Path) -> None:
+    shutil.copytree(made / "mined", shop / "mined")
+    before = content(shop / "mined")
+    write_log(shop / "ahead.parquet", at(day_rows(0), 13))
+    with pytest.raises(DataError, match=r"2025-01-25 to 2025-01-25 would expire 4 of the 6 days.*checks\.latest"):
+        mine(settings("ahead.parquet", update=True))
+    assert content(shop / "mined") == before
+    mine(settings("ahead.parquet", update=True, checks={"latest": "2025-01-25"}))
+    assert [row[0] - FIRST for row in rows_of(shop / "mined", "days")] == [8, 9, 13]
+
+
+def test_events_too_old_to_be_kept_are_counted(made: Path, shop: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expired = {entry["check"]: entry for entry in open_artifact(made / "mined").json("checks.json")["checks"]}[
+        "expired"
+    ]
+    assert expired["rows"] == sum(len(day_rows(day)) for day in range(4))
+    assert expired["example"] == f"{len(day_rows(3))} of 2025-01-15; 2025-01-16 is the first day kept"
+    shutil.copytree(made / "mined", shop / "mined")
+    write_log(shop / "old.parquet", day_rows(2))
+    mine(settings("old.parquet", update=True))
+    assert "all days of this log (2025-01-14 to 2025-01-14) are before 2025-01-16" in caplog.text
+    assert checks_of(shop / "mined")["expired"] == len(day_rows(2))
+    assert rows_of(shop / "mined", "days") == rows_of(made / "mined", "days")
+
+
 # ---------------------------------------------------------------- small, empty, hostile
 
 
