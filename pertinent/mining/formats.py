@@ -21,6 +21,8 @@ from pertinent.data.tables import plain
 from pertinent.errors import DataError
 from pertinent.mining.schema import LEVEL_NUMBERS, MICROSECONDS
 
+# Positions are below this, in any log.
+POSITIONS = 2**31
 NEGATIVE = -1  # taken back: removed from the cart, refunded
 SEARCH = -2  # a search, and no item
 UNITS = MappingProxyType({"seconds": MICROSECONDS, "milliseconds": 1000, "microseconds": 1})
@@ -217,7 +219,7 @@ def whole(value: object) -> int | None:
         return None
     try:
         number = float(value) if not isinstance(value, int) else value  # type: ignore[arg-type]
-        return int(number) if number == int(number) and abs(number) < 2**31 else None
+        return int(number) if number == int(number) and abs(number) < POSITIONS else None
     except (TypeError, ValueError, OverflowError):
         return None
 

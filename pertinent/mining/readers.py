@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import datetime as dt
 import glob
+import math
 import re
 import shutil
 import zoneinfo
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from itertools import takewhile
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +30,7 @@ from pertinent.mining.engines import read_parquet
 from pertinent.mining.formats import (
     MEANINGS,
     NEGATIVE,
+    POSITIONS,
     RECORDS,
     SEARCH,
     UNITS,
@@ -44,6 +47,7 @@ from pertinent.mining.sessions import sessions
 from pertinent.text import normalize
 
 if TYPE_CHECKING:
+    import ibis.expr.types as ir
     import pyarrow as pa
 
 # What checks look at besides the columns of EVENTS. Ids may still be null here.
@@ -66,6 +70,8 @@ OPTIONAL_COLUMNS = ("position", "event_id", "agent")
 # Beyond this a number was surely read in the wrong unit: the year 2200.
 _TOO_LATE = 7_258_118_400 * 1_000_000
 _QUARTER = 900 * 1_000_000
+# No time is further from 1970 than this, in microseconds.
+_TIMES = 2**62
 _ROWS = 50_000
 
 Meaning = Literal["view", "click", "cart", "contact", "order", "pay", "negative", "ignore"]
@@ -485,7 +491,10 @@ def _scan(connection: ibis.BaseBackend, source: str, config: LogConfig) -> tuple
             kind = table.schema().get(back.get("time", "time"))
             naive = kind is not None and kind.is_timestamp() and kind.timezone is None
         else:
-            frame = connection._session.read.parquet(source)
+            reader = connection._session.read.option("mergeSchema", "true")
+            # A folder's name such as level=view is a column, as it is on DuckDB; it counts from here on.
+            reader = reader if "://" in source else reader.option("basePath", str(_base_folder(source)))
+            frame = reader.parquet(*found)
             kinds = dict(frame.dtypes)
             naive = kinds.get(back.get("time", "time")) == "timestamp_ntz"
             place = (
@@ -504,8 +513,8 @@ def _scan(connection: ibis.BaseBackend, source: str, config: LogConfig) -> tuple
     for yours in config.columns:
         if yours not in table.columns:
             raise _no_column(yours, table.columns, source)
-    renamed = {ours: yours for yours, ours in config.columns.items() if ours != yours}
-    table = table.drop(*[ours for ours in renamed if ours in table.columns]).rename(renamed) if renamed else table
+    kept = [name for name in table.columns if name not in config.columns and name not in back]
+    table = table.select(*kept, **back)
     table = table.mutate(file=table.source_file, row=table.file_row_number.cast("int64") + 1)
     if "time" in table.columns and table.time.type().is_string():
         if "://" in source:
@@ -520,6 +529,21 @@ def _scan(connection: ibis.BaseBackend, source: str, config: LogConfig) -> tuple
             fix="set time_zone to the zone that the log is written in, such as UTC or Europe/Berlin",
         )
     return table, naive
+
+
+def _base_folder(source: str) -> Path:
+    """The folder below which folders may be named for a column and its value.
+
+    >>> _base_folder("logs/day=*/part-?.parquet").as_posix()
+    'logs'
+    """
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if path.exists():
+        return path.parent
+    fixed = list(takewhile(lambda part: not glob.has_magic(part), path.parts))
+    return Path(*fixed)
 
 
 def _require(table: ibis.Table, config: LogConfig, source: str) -> None:
@@ -562,22 +586,56 @@ def _micros(connection: ibis.BaseBackend, table: ibis.Table, config: LogConfig, 
         return _since_1970(connection)(time if connection.name == "duckdb" else time.cast("timestamp('UTC')"))
     if "TIMESTAMPTZ_NS" in str(kind):  # Ibis has no name for this kind of DuckDB's
         return _since_1970(connection)(time.cast("timestamp('UTC')"))
-    if not kind.is_numeric():
+    if not kind.is_numeric() or kind.is_boolean():
         fix = "store a timestamp with a zone, or a number since 1970 with time_unit set"
         raise DataError(f"column 'time' holds {kind}, not times", path=source, column="time", fix=fix)
     unit = UNITS[config.unit()]
-    highest = table.agg(top=time.max()).to_pyarrow().to_pylist()[0]["top"]
-    if highest is not None and highest * unit > _TOO_LATE:
-        first = table.filter(time == highest).order_by("file", "row").limit(1).to_pyarrow().to_pylist()[0]
-        raise DataError(
-            f"is after the year 2200 when read as {config.unit()}",
-            path=first["file"],
-            line=first["row"],
-            column="time",
-            value=highest,
-            fix="set time_unit to milliseconds or microseconds",
-        )
+    wrong = _first(table, _not_finite(time) | _beyond(time, -_TIMES // unit, _TOO_LATE // unit), "time")
+    if wrong is not None:
+        raise _no_time(wrong["value"], config.unit(), wrong["file"], wrong["row"])
     return time.cast("int64") * unit if kind.is_integer() else (time * unit).round().cast("int64")
+
+
+def _number(value: object) -> float | None:
+    """A cell of text or of JSON as a number, None where it is none."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+
+
+def _no_time(value: object, unit: str, path: str | Path, line: int) -> DataError:
+    late = _TOO_LATE < (_number(value) or 0) * UNITS[unit] < math.inf
+    problem = f"is after the year 2200 when read as {unit}" if late else f"is not a time in {unit}"
+    fix = "set time_unit to milliseconds or microseconds" if late else "set time_unit, or leave the cell empty"
+    return DataError(problem, path=path, line=line, column="time", value=value, fix=fix)
+
+
+def _not_finite(column: ibis.Column) -> ir.BooleanValue:
+    """Whether a number is NaN or infinite; whole numbers and decimals never are.
+
+    It is told from the text: DuckDB finds no NaN by ``isnan`` where a file's statistics, which leave NaN
+    out, seem to rule it out.
+    """
+    if not column.type().is_floating():
+        return ibis.literal(False)
+    return column.cast("string").lower().isin(["nan", "inf", "-inf", "infinity", "-infinity"])
+
+
+def _beyond(column: ibis.Column, low: int, high: int) -> ir.BooleanValue:
+    """Whether a number is below the first bound, which is negative, or above the second one."""
+    above = column > high
+    return above if column.type().is_unsigned_integer() else above | (column < low)
+
+
+def _first(table: ibis.Table, where: ir.BooleanValue, column: str) -> dict[str, Any] | None:
+    """``file`` and ``row`` of the first row of the log where this is so, and the ``value`` of a column as text.
+
+    As text, because what comes from Spark has no NaN.
+    """
+    found = table.filter(where).select("file", "row", value=table[column].cast("string")).order_by("file", "row")
+    rows = found.limit(1).to_pyarrow().to_pylist()
+    return rows[0] if rows else None
 
 
 def _since_1970(connection: ibis.BaseBackend) -> Callable[[ibis.Column], ibis.Column]:
@@ -616,11 +674,11 @@ def _levels(table: ibis.Table, config: LogConfig, source: str) -> ibis.Column:
     meanings = {
         **{name: name for name in LEVELS},
         "negative": "negative",
+        # Where words are mapped, numbers are taken for words: what 1 means in such a log is not ours to guess.
+        **({} if config.levels else {str(number): name for name, number in LEVEL_NUMBERS.items()}),
         **{word(k): v for k, v in config.levels.items()},
     }
     numbers = {**LEVEL_NUMBERS, "negative": NEGATIVE}
-    if column.type().is_integer() and not config.levels:
-        meanings = {str(number): name for name, number in LEVEL_NUMBERS.items()}
     text = column.cast("string")
     found = table.select(level=text).distinct().limit(1000).to_pyarrow()["level"].to_pylist()
     cases = []
@@ -637,7 +695,8 @@ def _levels(table: ibis.Table, config: LogConfig, source: str) -> ibis.Column:
 
 
 def _unknown_level(table: ibis.Table, where: Any, value: str | None, meanings: Mapping[str, str]) -> DataError:
-    first = table.filter(where).order_by("file", "row").limit(1).to_pyarrow().to_pylist()[0]
+    first = _first(table, where, "level")
+    assert first is not None
     return DataError(
         "is empty" if value is None else "is not a level",
         path=first["file"],
@@ -651,11 +710,26 @@ def _unknown_level(table: ibis.Table, where: Any, value: str | None, meanings: M
 def _position(table: ibis.Table, config: LogConfig, source: str) -> ibis.Column:
     if "position" not in table.columns:
         return ibis.null("int32")
-    kind = table.position.type()
-    if not kind.is_numeric() and not kind.is_null():
+    position, kind = table.position, table.position.type()
+    if kind.is_null():
+        return ibis.null("int32")
+    if not kind.is_numeric() or kind.is_boolean():
         raise DataError(f"column 'position' holds {kind}, not whole numbers", path=source, column="position")
-    position = table.position.cast("int64") - (config.position_base or 0)
-    return position.cast("int32")
+    wrong = _not_finite(position) | _beyond(position, 1 - POSITIONS, POSITIONS - 1)
+    if not kind.is_integer():
+        wrong = wrong | (position != position.floor())
+    first = _first(table, wrong, "position")
+    if first is not None:
+        raise _no_position(first["value"], first["file"], first["row"])
+    return (position.cast("int64") - (config.position_base or 0)).cast("int32")
+
+
+def _no_position(value: object, path: str | Path, line: int) -> DataError:
+    number = _number(value)
+    large = number is not None and number.is_integer()
+    problem = f"is a whole number of {POSITIONS} or more" if large else "is not a whole number"
+    fix = "positions count from 0 or 1; leave unknown ones empty"
+    return DataError(problem, path=path, line=line, column="position", value=value, fix=fix)
 
 
 def _text_rows(config: LogConfig, work: Path, notes: Counter[str]) -> Path:
@@ -697,8 +771,7 @@ def _text_cells(config: LogConfig, paths: list[Path], texts: list[str], names: l
                 value = record.get(back.get("position", "position"))
                 position = whole(value)
                 if position is None and text_of(value) is not None:
-                    problem = "is not a whole number"
-                    raise DataError(problem, path=path, line=line, column="position", value=value)
+                    raise _no_position(value, path, line)
                 cells.append(position)  # type: ignore[arg-type]
             if "time" in names:
                 value = record.get(back.get("time", "time"))
@@ -706,5 +779,7 @@ def _text_cells(config: LogConfig, paths: list[Path], texts: list[str], names: l
                     time = None if text_of(value) is None else micros(value, zone, unit)
                 except DataError as error:
                     raise DataError(_problem(error), path=path, line=line, column="time", value=value) from None
+                if time is not None and time > _TOO_LATE and _number(value) is not None:
+                    raise _no_time(value, unit, path, line)
                 cells.append(time)  # type: ignore[arg-type]
             yield (*cells, str(path), line)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pertinent.cli import main
 from pertinent.errors import ConfigError, DataError
 from pertinent.mining.engines import read_parquet
 from pertinent.mining.readers import NOTES, RAW_EVENTS, LogConfig, files_of, read_log, sentence
@@ -493,8 +494,110 @@ def test_a_missing_column_is_named_with_the_nearest_one(duckdb_engine, tmp_path)
 
 def test_numbers_in_the_wrong_unit_are_refused(duckdb_engine, tmp_path):
     pq.write_table(own_table([int(s * 1000) for s in SECONDS]), tmp_path / "log.parquet")
-    with pytest.raises(DataError, match=r"line 6, column 'time'.*after the year 2200.*set time_unit"):
+    with pytest.raises(DataError, match=r"line 1, column 'time'.*after the year 2200.*set time_unit"):
         read(duckdb_engine, tmp_path / "work", path=str(tmp_path / "log.parquet"))
+    (tmp_path / "log.csv").write_text(f"user_id,query,item_id,level,time\nu,tv,b,view,{SECONDS[0] * 1000:.0f}\n")
+    with pytest.raises(DataError, match=r"line 2, column 'time'.*after the year 2200.*set time_unit"):
+        read(duckdb_engine, tmp_path / "work", path=str(tmp_path / "log.csv"))
+
+
+BAD_CELLS = {
+    "position, NaN": ("position", pa.float64(), float("nan"), {}, "is not a whole number"),
+    "position, infinite": ("position", pa.float32(), float("-inf"), {}, "is not a whole number"),
+    "position, a half": ("position", pa.float64(), 0.5, {}, "is not a whole number"),
+    "position, too far": ("position", pa.int64(), 3_000_000_000, {}, "is a whole number of 2147483648 or more"),
+    "position, too far above": ("position", pa.float64(), -3e9, {}, "is a whole number of 2147483648 or more"),
+    "position, beyond 64 bits": ("position", pa.uint64(), 2**64 - 1, {}, "is a whole number of 2147483648 or more"),
+    "time, NaN": ("time", pa.float64(), float("nan"), {}, "is not a time in seconds"),
+    "time, infinite": ("time", pa.float64(), float("inf"), {}, "is not a time in seconds"),
+    "time, long ago": ("time", pa.float64(), -9e18, {}, "is not a time in seconds"),
+    "time, whole and long ago": ("time", pa.int64(), -(2**63), {}, "is not a time in seconds"),
+    "time, other unit": ("time", pa.int64(), -(2**63), {"time_unit": "microseconds"}, "is not a time in microseconds"),
+}
+
+
+def with_cell(column, kind, value, row):
+    """The own table with a column of this type, whose cell in a row (from 0) is the value."""
+    log = own_table(pa.array([int(s) for s in SECONDS])).to_pydict()
+    plain = {"position": [0, 1, None, 1, 2, 1], "time": [1, 2, 3, 4, 5, 6]}[column]
+    cells = pa.array([value if place == row else cell for place, cell in enumerate(plain)], kind)
+    return pa.table({**log, column: cells})
+
+
+@pytest.mark.parametrize("name", BAD_CELLS)
+def test_the_first_cell_that_is_no_number_is_named_by_file_and_row(duckdb_engine, tmp_path, name):
+    column, kind, value, settings, problem = BAD_CELLS[name]
+    pq.write_table(with_cell(column, kind, value, 4), tmp_path / "log.parquet")
+    with pytest.raises(DataError, match=rf"log.parquet: line 5, column '{column}', value .*: {problem}"):
+        read(duckdb_engine, tmp_path / "work", path=str(tmp_path / "log.parquet"), **settings)
+
+
+def test_cells_that_are_no_numbers_are_found_on_every_engine(engine, tmp_path):
+    for name in ("position, a half", "time, NaN"):
+        column, kind, value, settings, problem = BAD_CELLS[name]
+        pq.write_table(with_cell(column, kind, value, 2), tmp_path / "log.parquet")
+        with pytest.raises(DataError, match=rf"line 3, column '{column}', value .*: {problem}"):
+            read(engine, tmp_path / "work", path=str(tmp_path / "log.parquet"), **settings)
+
+
+@pytest.mark.parametrize("value", ["1.5", "nan", "3000000000", "first"])
+def test_a_bad_position_of_a_text_file_is_refused_as_in_parquet(duckdb_engine, tmp_path, value):
+    (tmp_path / "log.csv").write_text(f"user_id,query,item_id,level,time,position\nu,tv,b,view,1,{value}\n")
+    problem = "is a whole number of 2147483648" if value[0] == "3" else "is not a whole number"
+    with pytest.raises(DataError, match=rf"log.csv: line 2, column 'position', value '{value}': {problem}"):
+        read(duckdb_engine, tmp_path / "work", path=str(tmp_path / "log.csv"))
+
+
+@pytest.mark.parametrize("kind", [pa.bool_(), pa.list_(pa.int64())])
+@pytest.mark.parametrize("column", ["position", "time"])
+def test_columns_of_another_type_are_refused(duckdb_engine, tmp_path, column, kind):
+    log = {"user_id": ["u"], "query": ["tv"], "item_id": ["b"], "level": ["view"], "time": [1], "position": [0]}
+    cell = True if kind == pa.bool_() else [1]
+    pq.write_table(pa.table({**log, column: pa.array([cell], kind)}), tmp_path / "log.parquet")
+    with pytest.raises(DataError, match=rf"log.parquet.*column '{column}' holds"):
+        read(duckdb_engine, tmp_path / "work", path=str(tmp_path / "log.parquet"))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_columns_may_change_places_and_levels_may_be_numbers(duckdb_engine, tmp_path, suffix):
+    log = {"user_id": ["u", "u"], "query": ["b-1", "b-2"], "item_id": ["tv", "desk"], "level": [0, 5], "time": [1, 2]}
+    path = tmp_path / f"log.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.table(log), path)
+    else:
+        rows = [",".join(log), *(",".join(str(cell) for cell in row) for row in zip(*log.values(), strict=True))]
+        path.write_text("\n".join(rows))
+    swapped = {"query": "item_id", "item_id": "query"}
+    raw = read(duckdb_engine, tmp_path / "work", path=str(path), columns=swapped)
+    assert rows_of(raw, "query", "item_id", "level") == [("desk", "b-2", "pay"), ("tv", "b-1", "view")]
+    levels = {"0": "click", "5": "cart"}
+    raw = read(duckdb_engine, tmp_path / "work", path=str(path), columns=swapped, levels=levels)
+    assert rows_of(raw, "level") == [("cart",), ("click",)]
+    with pytest.raises(DataError, match=r"line \d, column 'level', value '0': is not a level"):
+        read(duckdb_engine, tmp_path / "work", path=str(path), columns=swapped, levels={"5": "cart"})
+
+
+BAD_LOGS = {
+    "a position": {"position": [0.0, 0.5]},
+    "a place that is none": {"position": [float("nan"), 1.0]},
+    "a time": {"time": [1.0, float("nan")]},
+    "a time of another age": {"time": [-9e18, 1.0]},
+    "a level": {"level": [0, 6]},
+    "a type": {"position": [True, False]},
+}
+
+
+@pytest.mark.parametrize("name", BAD_LOGS)
+def test_a_bad_cell_ends_the_command_with_one_line(tmp_path, capsys, name):
+    log = {"user_id": ["u"] * 2, "query": ["tv"] * 2, "item_id": ["b"] * 2, "level": ["view"] * 2, "time": [1, 2]}
+    pq.write_table(pa.table({**log, **BAD_LOGS[name]}), tmp_path / "log.parquet")
+    argv = ["mine", "--log", str(tmp_path / "log.parquet"), "--out", str(tmp_path / "mined")]
+    assert main(argv) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[")]
+    assert len(errors) == 1
+    (column,) = BAD_LOGS[name]
+    assert errors[0].startswith("error: ") and "log.parquet" in errors[0] and f"column '{column}'" in errors[0]
+    assert not (tmp_path / "mined").exists()
 
 
 def test_a_damaged_file_is_named(duckdb_engine, tmp_path):
@@ -534,6 +637,24 @@ def test_folders_and_patterns_are_read_whole(duckdb_engine, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no file of a known format"):
         read(duckdb_engine, tmp_path / "work", path=str(tmp_path / "empty"))
+
+
+def test_files_of_one_log_may_have_different_columns(engine, tmp_path):
+    log = own_table(SECONDS)
+    for day, part in enumerate((log.slice(0, 2).drop_columns(["position", "session_id"]), log.slice(2))):
+        path = tmp_path / "log" / f"day={day}" / "part.parquet"
+        path.parent.mkdir(parents=True)
+        pq.write_table(part, path)
+    (tmp_path / "log" / "_SUCCESS").touch()
+    raw = read(engine, tmp_path / "work", path=str(tmp_path / "log"))
+    rest = [row for row in EXPECTED_OWN if row[-1] >= 2]
+    assert own_rows(raw) == [
+        rest[0],
+        ("b-1", "view", None, "trail shoe", None, "u-1", 0),
+        rest[1],
+        ("b-2", "view", None, "trail shoe", None, "u-1", 1),
+        rest[2],
+    ]
 
 
 def test_a_log_is_asked_for(duckdb_engine, tmp_path):
