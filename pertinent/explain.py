@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from pydantic import Field
 
 from pertinent.config import Config
 from pertinent.errors import ConfigError
-from pertinent.lexicon.gazetteer import other_number, split_words
+from pertinent.lexicon.gazetteer import split_words
 from pertinent.text import normalize
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from pertinent.lexicon.tagger import Tagger, TermSpan
 
 How = Literal["exact", "form", "none"]
-_ENDINGS = ("'s", "’s", "ings", "ing", "ers", "er", "ed", "e")
+_POSSESSIVE = re.compile(r"['’]s$")
 
 
 class ExplainConfig(Config):
@@ -133,40 +134,57 @@ def explain_text(text: str, pairs: PairTokenizer, tagger: Tagger, limit: int) ->
 
 
 def word_matches(query: str, title: str) -> list[WordMatch]:
-    """Each word of a query with the word of the title that is equal, or another form of it.
+    """Each word of a query with the first word of the title that is equal, or else another form of it.
 
-    >>> [(m.word, m.how, m.title_word) for m in word_matches("tshirts for running", "Runner's T-Shirt, for men")]
-    [('tshirts', 'form', 't-shirt'), ('for', 'exact', 'for'), ('running', 'form', "runner's")]
+    >>> [(m.word, m.how, m.title_word) for m in word_matches("tshirts for corn", "Runner's T-Shirt, for the corner")]
+    [('tshirts', 'form', 't-shirt'), ('for', 'exact', 'for'), ('corn', 'none', None)]
     """
     there = split_words(normalize(title)).texts
     known = set(there)
-    by_stem = {stem(word): word for word in reversed(there)}  # the first word of a stem stays
     found = []
     for word in split_words(normalize(query)).texts:
-        form = by_stem.get(stem(word))
+        form = word if word in known else next((other for other in there if are_forms(word, other)), None)
         how: How = "exact" if word in known else "form" if form else "none"
-        found.append(WordMatch(word, how, word if word in known else form))
+        found.append(WordMatch(word, how, form))
     return found
 
 
-def stem(word: str) -> str:
-    """What the forms of an English word have in common, roughly; other words stay as they are.
+def are_forms(one: str, other: str) -> bool:
+    """Whether two words are the same English word: equal, or one is the other with s, es, ies, ed, d or ing.
 
-    >>> [stem(word) for word in ["mugs", "t-shirts", "running", "runner's", "12v", "glass", "ring"]]
-    ['mug', 'tshirt', 'run', 'run', '12v', 'glass', 'ring']
+    Hyphens and a possessive 's do not count. Words with digits or other letters have no forms.
+
+    >>> [are_forms(*pair.split()) for pair in ["mugs mug", "batteries battery", "running run", "charging charge"]]
+    [True, True, True, True]
+    >>> [are_forms(*pair.split()) for pair in ["corner corn", "water wat", "12v 12", "brass bras"]]
+    [False, False, False, False]
     """
-    if not word.isascii() or any(character.isdigit() for character in word):
-        return word
-    cut = word.removesuffix("'s").replace("-", "")
-    if cut.endswith("s"):
-        cut = next(iter(other_number(cut)), cut) if not cut.endswith("ss") else cut
-    for ending in _ENDINGS:
-        if cut.endswith(ending) and len(cut) >= len(ending) + 3:
-            cut = cut.removesuffix(ending)
-            break
-    else:
-        return cut
-    return cut[:-1] if cut[-1] == cut[-2] and cut[-1] not in "ls" else cut
+    plain = [_POSSESSIVE.sub("", word).replace("-", "") for word in (one, other)]
+    if not all(word.isascii() and word.isalpha() for word in plain):
+        return one == other
+    shorter, longer = sorted(plain, key=len)
+    return shorter == longer or longer in _longer_forms(shorter)
+
+
+def _longer_forms(word: str) -> set[str]:
+    """A word with each ending that it may take, by the regular English rules of spelling."""
+    vowels = [letter in "aeiou" for letter in word]
+    if len(word) < 3:
+        return {f"{word}s"} if len(word) == 2 and not any(vowels) else set()  # tvs
+    forms = {f"{word}ing"}
+    if word.endswith(("s", "x", "z", "ch", "sh", "o")):
+        forms.add(f"{word}es")
+    if not word.endswith("s"):
+        forms.add(f"{word}s")
+    if word[-1] == "y" and not vowels[-2]:
+        forms.add(f"{word[:-1]}ies")
+    if word[-1] != "e":
+        forms.add(f"{word}ed")
+    elif len(word) > 3 and not vowels[-2]:
+        forms |= {f"{word}d", f"{word[:-1]}ing"}
+    if vowels[-3:] == [False, True, False] and word[-1] not in "wxy":
+        forms |= {f"{word}{word[-1]}ing", f"{word}{word[-1]}ed"}
+    return forms
 
 
 def _tagger(lexicon: str | None, pairs: PairTokenizer) -> Tagger:

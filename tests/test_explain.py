@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pertinent.artifact import Artifact
 from pertinent.cli import main
 from pertinent.engine.scorer import Scorer
-from pertinent.explain import ExplainConfig, explain, stem, word_matches
+from pertinent.explain import ExplainConfig, are_forms, explain, word_matches
 from pertinent.lexicon.classes import TERM_CLASSES
 from pertinent.text import normalize
 
@@ -91,16 +91,44 @@ def test_any_text_meets_itself(word: str) -> None:
     assert all(match.how == "exact" for match in word_matches(word, word))
 
 
-@pytest.mark.parametrize(
-    ("one", "other"), [("mugs", "mug"), ("charger", "charging"), ("batteries", "battery"), ("t-shirt", "tshirts")]
-)
-def test_forms_of_a_word_meet(one: str, other: str) -> None:
-    assert stem(one) == stem(other)
+FORMS = [
+    *("mug mugs", "charge charging", "charge charged", "battery batteries", "tshirts t-shirt", "run running"),
+    *(
+        "dress dresses",
+        "box boxes",
+        "men men's",
+        "women’s womens",
+        "zip zipped",
+        "paint painted",
+        "tv tvs",
+        "shoe shoes",
+    ),
+]
+OTHERS = [
+    *("corn corner", "water wat", "paper pap", "number numb", "rate rat", "charger charging", "12v 12", "glass glad"),
+    *("usb-c usb-a", "red ring", "bras brass", "ear earring", "see seed", "th thing", "car care", "cap cape", "i is"),
+    *("größe größes", "pin pine", "lamp lampe"),
+]
 
 
-@pytest.mark.parametrize(("one", "other"), [("12v", "12"), ("glass", "glad"), ("usb-c", "usb-a"), ("red", "ring")])
-def test_other_words_do_not_meet(one: str, other: str) -> None:
-    assert stem(one) != stem(other)
+@pytest.mark.parametrize("pair", FORMS)
+def test_forms_of_a_word_meet(pair: str) -> None:
+    one, other = pair.split()
+    assert are_forms(one, other) and are_forms(other, one)
+    assert [match.how for match in word_matches(one, f"a {other}")] == ["form"]
+
+
+@pytest.mark.parametrize("pair", OTHERS)
+def test_other_words_do_not_meet(pair: str) -> None:
+    one, other = pair.split()
+    assert not are_forms(one, other) and not are_forms(other, one)
+    assert [match.how for match in word_matches(one, f"{other} desk")] == ["none"]
+
+
+@given(st.text(max_size=8), st.text(max_size=8))
+def test_being_a_form_goes_both_ways(one: str, other: str) -> None:
+    assert are_forms(one, other) == are_forms(other, one)
+    assert are_forms(one, one)
 
 
 def test_print_and_json_say_the_same(
