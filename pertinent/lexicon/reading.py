@@ -6,7 +6,7 @@ import hashlib
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -97,12 +97,14 @@ def query_counts(
     rename: Mapping[str, str],
     days: int | None,
     each_pair: Callable[[str, str], None],
+    zone: tzinfo | None = None,
 ) -> Counter[str]:
     """How often each query was asked, from a log or from a folder that ``pertinent mine`` made.
 
     A log has ``query``; rows of one ``search_id``, or of one ``session_id`` and query, are one search.
-    With ``time``, only the last ``days`` before its newest row count. ``each_pair`` is called with the
-    query and ``item_id`` of each row that has both.
+    With ``time`` and ``days``, only the last days before its newest row count; ``zone`` is that of times that
+    name none. ``each_pair`` is called with the query and ``item_id`` of each row that has both.
+    Raises DataError for a time that is none, or is in no zone.
     """
     path = Path(path)
     if path.is_dir():
@@ -112,7 +114,7 @@ def query_counts(
     for table in read_table_parts(path, rows, rename):
         queries = table.texts("query")
         items = table.texts("item_id") if table.has("item_id") else [None] * len(table)
-        days_of = _days(table) if table.has("time") else [0] * len(table)
+        days_of = _days(table, zone) if days is not None and table.has("time") else [0] * len(table)
         for query, item_id, day, search in zip(queries, items, days_of, _searches(table, queries), strict=True):
             if query is None:
                 continue  # an event outside of a search
@@ -188,11 +190,11 @@ def _searches(table: Table, queries: Sequence[str | None]) -> list[bytes | None]
     return keys
 
 
-def _days(table: Table) -> list[int]:
-    return [_day(table, row, value) for row, value in enumerate(table.column("time"))]
+def _days(table: Table, zone: tzinfo | None) -> list[int]:
+    return [_day(table, row, value, zone) for row, value in enumerate(table.column("time"))]
 
 
-def _day(table: Table, row: int, value: object) -> int:
+def _day(table: Table, row: int, value: object, zone: tzinfo | None) -> int:
     fix = "give seconds since 1970 (UTC), or a time such as 2024-05-01T12:00:00Z"
     if isinstance(value, datetime):
         value = value.isoformat()
@@ -203,7 +205,10 @@ def _day(table: Table, row: int, value: object) -> int:
             moment = datetime.fromisoformat(str(value).strip())
         except ValueError:
             raise table.wrong(row, "time", "is empty" if value is None else "is not a time", fix) from None
-        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        if moment.tzinfo is None and zone is None:
+            problem, fix = "has no time zone", "set time_zone to that of the log, such as UTC or Europe/Berlin"
+            raise table.wrong(row, "time", problem, fix) from None
+        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()
     if not abs(seconds) < 1e11:
         raise table.wrong(row, "time", "is not a time in seconds", fix)
     return int(seconds // DAY)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import zoneinfo
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from tokenizers import Tokenizer
 
 from pertinent.artifact import (
@@ -59,7 +60,8 @@ class LexiconConfig(Config):
     """Settings of ``pertinent lexicon``: what to count, how many words to add, and where to.
 
     ``items`` is the catalog, ``fields`` what is counted of each item. ``log`` is a search log with
-    ``query``, or a folder that ``pertinent mine`` made; of a log with times the last ``days`` count.
+    ``query``, or a folder that ``pertinent mine`` made; of a log with times the last ``days`` count, and
+    ``time_zone`` is that of times that name none.
     ``columns`` and ``log_columns`` rename columns of either. ``base`` is the tokenizer to extend: a
     folder with ``tokenizer.json``, ``package:NAME/FOLDER`` or a model (left out: the shipped model's).
 
@@ -75,6 +77,7 @@ class LexiconConfig(Config):
     log_columns: dict[str, str] = {}
     fields: tuple[str, ...] = Field(("title",), min_length=1)
     days: int | None = Field(365, ge=1)
+    time_zone: str | None = None
     base: str | None = None
     limit: int = Field(20_000, ge=1)
     min_count: int = Field(3, ge=1)
@@ -84,6 +87,16 @@ class LexiconConfig(Config):
     held_out: float = Field(0.1, ge=0.0, lt=1.0)
     chunk: int = Field(20_000, ge=1)
     progress: bool = False
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, name: str | None) -> str | None:
+        if name is not None:
+            try:
+                zoneinfo.ZoneInfo(name)
+            except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+                raise ValueError("is not a time zone; name one such as UTC or Europe/Berlin") from None
+        return name
 
 
 @dataclass(frozen=True)
@@ -163,8 +176,10 @@ def _gather(config: LexiconConfig) -> Gathered:
     clicked: Sample[tuple[str, str]] = Sample(config.sample)
     queries: Counter[str] = Counter()
     if config.log is not None:
+        zone = None if config.time_zone is None else zoneinfo.ZoneInfo(config.time_zone)
+        names = config.log_columns
         queries = query_counts(
-            config.log, config.chunk, config.log_columns, config.days, lambda q, i: clicked.add(f"{q}\n{i}", (q, i))
+            config.log, config.chunk, names, config.days, lambda q, i: clicked.add(f"{q}\n{i}", (q, i)), zone
         )
     kept, held = Counter[str](), Counter[str]()
     titles = Sample[str](config.sample)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +137,31 @@ def test_of_a_log_with_times_the_last_days_count(tmp_path: Path) -> None:
     for form in (lambda t: t.timestamp(), lambda t: t.isoformat(), lambda t: t.strftime("%Y-%m-%d %H:%M:%S")):
         rows = [{"query": f"q{age}", "time": form(newest - timedelta(days=age))} for age in (0, 1, 29, 30, 31)]
         log = write_log(tmp_path / "log.jsonl", rows)
-        assert set(query_counts(log, 2, {}, 30, lambda q, i: None)) == {"q0", "q1", "q29"}
+        assert set(query_counts(log, 2, {}, 30, lambda q, i: None, UTC)) == {"q0", "q1", "q29"}
         assert len(query_counts(log, 2, {}, None, lambda q, i: None)) == 5
+
+
+def test_times_without_a_zone_need_one_and_count_in_it(settings: dict[str, Any], tmp_path: Path) -> None:
+    rows = [{"query": "one", "time": "2024-05-01 23:30:00"}, {"query": "two", "time": "2024-05-02T12:00:00Z"}]
+    log = write_log(tmp_path / "log.jsonl", rows)
+    with pytest.raises(DataError, match=r"line 1, column 'time', .*has no time zone.* set time_zone"):
+        learn(LexiconConfig.build({**settings, "log": log}))
+    assert set(query_counts(log, 2, {}, 1, lambda q, i: None, UTC)) == {"two"}
+    assert set(query_counts(log, 2, {}, 1, lambda q, i: None, timezone(timedelta(hours=-2)))) == {"one", "two"}
+    table = "(SELECT 'bluetooth' AS query, TIMESTAMP '2024-05-01 00:00:00' AS time)"
+    duckdb.sql(f"COPY {table} TO '{tmp_path}/log.parquet' (FORMAT parquet)")
+    with pytest.raises(DataError, match="has no time zone"):
+        query_counts(tmp_path / "log.parquet", 10, {}, 365, lambda q, i: None)
+    learn(LexiconConfig.build({**settings, "log": log, "time_zone": "Europe/Berlin"}))
+    learn(LexiconConfig.build({**settings, "log": log, "days": None}))  # no time is looked at
+    with pytest.raises(ConfigError, match="not a time zone"):
+        LexiconConfig.build({**settings, "time_zone": "Nowhere"})
+
+
+def test_without_settings_a_catalog_term_needs_three_items_and_two_titles(settings: dict[str, Any]) -> None:
+    artifact = learn(LexiconConfig.build({**settings, "gazetteer": None}))
+    kept = artifact.json("tagger.json")["config"]["gazetteer"]
+    assert (kept["min_count"], kept["min_titles"]) == (3, 2)
 
 
 def test_logs_of_other_formats_and_names(settings: dict[str, Any], tmp_path: Path) -> None:
