@@ -182,6 +182,20 @@ def swap(new: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def restore(path: Path, kind: str) -> Path | None:
+    """Put back what `swap` had moved aside when the machine stopped between its two renames, and say where it was.
+
+    For a path where nothing is; None where nothing is left beside it either. Of several the latest is taken.
+    Raises ArtifactError where that is damaged or of another kind.
+    """
+    left = sorted(path.parent.glob(f".{glob.escape(path.name)}.*.old"), key=lambda old: (old.stat().st_mtime, old.name))
+    if not left:
+        return None
+    open_artifact(left[-1], kind)
+    os.rename(left[-1], path)
+    return left[-1]
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, atomically, keys in the given order, numbers finite."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import glob
+import itertools
 import logging
 import os
 import shutil
@@ -23,6 +24,7 @@ from pertinent.artifact import (
     Artifact,
     open_artifact,
     refuse_foreign,
+    restore,
     sha256,
     write_artifact,
     write_json,
@@ -31,6 +33,7 @@ from pertinent.artifact import (
 from pertinent.config import Config
 from pertinent.data.readers import read_table_parts
 from pertinent.errors import ConfigError, DataError, PertinentError, need
+from pertinent.lexicon.store import KIND as LEXICON
 from pertinent.lexicon.store import Lexicon
 from pertinent.lexicon.tagger import Tagger
 
@@ -75,13 +78,13 @@ from pertinent.mining.positions import (  # noqa: E402
     fit_position_model,
 )
 from pertinent.mining.queries import ClarityConfig, QueryConfig, clear_queries, query_volumes  # noqa: E402
-from pertinent.mining.readers import LogConfig, read_log  # noqa: E402
+from pertinent.mining.readers import LogConfig, files_of, read_log  # noqa: E402
 from pertinent.mining.report import day_name, report_numbers, report_page  # noqa: E402
 from pertinent.mining.schema import CLICK  # noqa: E402
 from pertinent.mining.sequences import SequenceConfig, user_sequences  # noqa: E402
 from pertinent.mining.sessions import SessionConfig  # noqa: E402
 from pertinent.mining.stages import Stages, work_folder  # noqa: E402
-from pertinent.mining.unlabeled import UnlabeledConfig, unlabeled_pairs  # noqa: E402
+from pertinent.mining.unlabeled import UnlabeledConfig, same_words, unlabeled_pairs  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,7 +113,12 @@ TABLES: dict[str, list[str]] = {
 }
 # What does not change the content of the artifact, and is left out of its manifest.
 NOT_RECORDED = {"out", "progress", "update"}
-STEPS = 12
+# What shapes no result, so that a run which was stopped may go on without it or with more of it.
+NOT_PLANNED: dict[str, Any] = {"engine": {"memory", "threads"}, "progress": True}
+STEPS = (
+    *("log read and checked", "counts by day", "click model", "queries", "clicked pairs", "neighbors of queries"),
+    *("neighbors of items", "hot queries and pairs", "sequences", "pairs for a teacher", "neighbor coverage", "report"),
+)
 _CHUNK, _TAGGED = 100_000, 4_000
 _log = logging.getLogger(__name__)
 
@@ -177,18 +185,19 @@ def mine(config: MineConfig) -> Artifact:
     """
     out = Path(config.out)
     refuse_foreign(out, KIND)
-    base = open_artifact(out, KIND) if config.update and (out / "manifest.json").exists() else None
+    base = _base(config, out) if config.update else None
     inputs = input_digests(config)
     plan = {
         "pertinent": __version__,
-        "config": config.plain() | {"progress": None},
+        "config": config.model_dump(mode="json", exclude=NOT_PLANNED),
         "inputs": inputs,
         "base": base.version if base is not None else None,
     }
-    with work_folder(_behind(out), plan) as work:
+    with _memory_named(config), work_folder(_behind(out), plan) as work:
         with open_engine(config.engine, work) as connection, Stages(connection, work, STEPS, config.progress) as stages:
             known = _known(base)
             log = _read(stages, config, known)
+            log["notes"] = _same_positions(config, base, log["notes"])
             run, changed = _by_day(stages, config, base, known, log)
             _derive(run)
             with stages.step("report"):
@@ -214,26 +223,116 @@ def read_mined(path: str | Path, name: str) -> pa.Table:
 
 
 def input_digests(config: MineConfig) -> dict[str, str]:
-    """SHA-256 of each input file by the setting that names it; files of a folder or pattern have their names added."""
+    """What came in, by the setting that names it: SHA-256 of each file, and the version of the lexicon.
+
+    Files of a folder or pattern have their path below its fixed part added.
+    """
     sources = {"log": config.log.path, "queries": config.log.queries, "events": config.log.events}
     sources |= {"items": config.items, **{f"judged.{at}": path for at, path in enumerate(config.judged)}}
     digests = {}
     for setting, source in sources.items():
-        for file in _files(source) if source is not None else ():
-            digests[setting if str(file) == source else f"{setting}/{file.name}"] = sha256(file)
+        for file in _local_files(source):
+            name = file.relative_to(_fixed_part(str(source))).as_posix()
+            digests[setting if file == Path(str(source)) else f"{setting}/{name}"] = sha256(file)
+    if config.lexicon is not None:
+        digests["lexicon"] = open_artifact(config.lexicon, LEXICON).version
     return digests
 
 
-def _files(source: str) -> list[Path]:
-    """The files that a path, folder or pattern stands for; none for an address that only the engine can read."""
+def _local_files(source: str | None) -> list[Path]:
+    """The files of a source; none for an address that only the engine can read."""
+    return [] if source is None or "://" in source else files_of(source)
+
+
+def _fixed_part(source: str) -> Path:
+    """A folder or file itself; of a pattern, the folders before its first wildcard."""
     path = Path(source)
-    if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file())
-    return [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(source)) if os.path.isfile(name)]
+    return path if path.exists() else Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
 
 
 def _behind(out: Path) -> Path:
     return Path(os.path.realpath(out)) if out.is_symlink() else out
+
+
+@contextmanager
+def _memory_named(config: MineConfig) -> Iterator[None]:
+    """Around the work: an engine without memory is an error that names the setting. Complete steps stay."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_memory(error):
+            raise
+        first = str(error).splitlines()[0]
+        raise PertinentError(
+            f"the engine needs more memory than engine.memory={config.engine.memory} ({first}); set it higher or "
+            "engine.threads lower, and start again: what is complete is kept"
+        ) from None
+
+
+def _is_memory(error: Exception) -> bool:
+    return type(error).__name__ == "OutOfMemoryException"  # DuckDB's, which need not be installed beside Spark
+
+
+# ---------------------------------------------------------------- what an update begins with
+
+
+def _base(config: MineConfig, out: Path) -> Artifact | None:
+    """The artifact that is to be updated; None where there is none yet.
+
+    Raises ConfigError where its tables by day were made with other settings.
+    """
+    if not out.exists() and (found := restore(_behind(out), KIND)) is not None:
+        _log.warning("%s: was missing, as a run stopped while it was replaced; taken back from %s", out, found)
+    if not (out / "manifest.json").exists():
+        return None
+    base = open_artifact(out, KIND)
+    _refuse_others(config, MineConfig.build({**base.config, "out": config.out}, source=f"{out}: its settings"))
+    return base
+
+
+def _refuse_others(config: MineConfig, before: MineConfig) -> None:
+    """Raises ConfigError that names each setting under which days would be counted in another way than before."""
+    old, new = _shaping(before), _shaping(config)
+    other = [f"{name} was {old[name]}, is {new[name]}" for name in new if old[name] != new[name]]
+    if config.kept_days > before.kept_days:
+        other.append(f"the longest window was {before.kept_days} days, is {config.kept_days}")
+    if other:
+        raise ConfigError(
+            f"{config.out}: its days were counted with other settings: {'; '.join(other)}; "
+            "use the settings it was made with, or mine the whole log again without update"
+        )
+
+
+def _shaping(config: MineConfig) -> dict[str, Any]:
+    """The settings that say how a day is counted, by their names."""
+    log, checks = config.log.plain() | {"time_unit": config.log.unit()}, config.checks.plain()
+    # Other formats than a table number their positions as each log says, see `_same_positions`.
+    log["position_base"] = config.log.position_base or 0 if config.log.format == "table" else None
+    return {
+        **{f"log.{name}": log[name] for name in log if name not in ("path", "queries", "events")},
+        **{f"checks.{name}": checks[name] for name in checks if name != "latest"},
+        "sessions.gap_minutes": config.sessions.gap_minutes,
+        "sequences.min_level": config.sequences.min_level,
+    }
+
+
+def _same_positions(config: MineConfig, base: Artifact | None, notes: dict[str, int]) -> dict[str, int]:
+    """The notes, with the position bases of applications that only earlier logs had.
+
+    Raises ConfigError where the base that was guessed for an application is not the one of earlier days.
+    """
+    if base is None:
+        return notes
+    earlier = base.json("report.json")["notes"]
+    before = {name: found for name, found in earlier.items() if name.startswith("position_base:")}
+    for name, found in before.items():
+        if config.log.position_base is None and notes.get(name, found) != found:
+            raise ConfigError(
+                f"log.position_base: positions of application {name.partition(':')[2]!r} seem to count from "
+                f"{notes[name]} in this log, and counted from {found} in the days that {config.out} has; "
+                "say which holds for this log, log.position_base=0 or 1"
+            )
+    return before | notes
 
 
 # ---------------------------------------------------------------- reading
@@ -273,8 +372,10 @@ def _broken_files_named(config: MineConfig) -> Iterator[None]:
     except (PertinentError, MemoryError):
         raise
     except Exception as error:
+        if _is_memory(error):
+            raise
         for source in (config.log.path, config.log.queries, config.log.events):
-            for file in _files(source) if source is not None else ():
+            for file in _local_files(source):
                 if file.suffix == ".parquet":
                     _read_through(file)
         if "parquet" in str(error).lower():
@@ -443,6 +544,7 @@ def _derive(run: Mined) -> None:
         run.add("sequences", lambda: user_sequences(actions, None, sequences.max_length, sequences.min_level))
     with stages.step("pairs for a teacher"):
         run.add("candidates", lambda: _candidates(run))
+        stages.json("judged", lambda: _left_out(run))
     with stages.step("neighbor coverage"):
         stages.json("coverage", lambda: coverage(run.tables["daily"], run.until_day, config.neighbors)._asdict())
 
@@ -535,6 +637,24 @@ def _candidates(run: Mined) -> Table:
     )
 
 
+def _left_out(run: Mined) -> dict[str, int]:
+    """How many judged queries there are, and how many queries of the log are no candidates because of them."""
+    judged = _judged_queries(run.config)
+    searched = run.window("daily_searches", run.config.unlabeled.days)
+    found = same_words(searched, judged).count().to_pyarrow().as_py() if judged else 0
+    return {"given": len(set(judged)), "left_out": int(found)}
+
+
+def _leak_warning(config: MineConfig, candidates: int) -> list[str]:
+    """A warning where candidates were drawn without knowing which queries are judged."""
+    if config.judged or not candidates:
+        return []
+    return [
+        "no judged queries are given, so candidates may hold queries of your evaluation, and a model that learns from "
+        "them would look better than it is: name the files of judgments with judged"
+    ]
+
+
 # ---------------------------------------------------------------- report
 
 
@@ -544,8 +664,10 @@ def _numbers(run: Mined, log: Mapping[str, Any], warnings: list[str]) -> dict[st
     covered["kept_at"] = {int(limit): kept for limit, kept in covered["kept_at"].items()}
     fit = stages.json("position_fit", dict)
     few = small_log_warning(Coverage(**covered), config.neighbors)
+    judged = stages.json("judged", dict)
+    leak = _leak_warning(config, run.tables["candidates"].count().to_pyarrow().as_py())
     found = {
-        "warnings": [*warnings, *([few] if few is not None else []), *fit["warnings"]],
+        "warnings": [*warnings, *([few] if few is not None else []), *leak, *fit["warnings"]],
         "checks": log["checks"],
         "notes": log["notes"],
         "told": log["told"],
@@ -556,6 +678,7 @@ def _numbers(run: Mined, log: Mapping[str, Any], warnings: list[str]) -> dict[st
             "neighbors": f"{config.neighbors.min_exposures} exposures, {config.neighbors.min_ctr:g} clicked, "
             f"{config.neighbors.days} days",
             "days kept": str(config.kept_days),
+            "judged queries": f"{judged['given']:,} given, {judged['left_out']:,} of the log left out of candidates",
         },
     }
     pairs = read_parquet(stages.connection, stages.folder / "clicked.parquet")

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,12 +63,11 @@ def work_folder(out: Path, plan: Mapping[str, Any]) -> Iterator[Path]:
 class Stages:
     """Runs the steps of a plan in order, each result a file in the work folder, and shows where it is."""
 
-    def __init__(self, connection: ibis.BaseBackend, folder: Path, total: int, progress: bool) -> None:
+    def __init__(self, connection: ibis.BaseBackend, folder: Path, labels: Sequence[str], progress: bool) -> None:
         self.connection = connection
         self.folder = folder
-        self.total = total
+        self.labels = list(labels)
         self.progress = progress
-        self.number = 0
         self._bar: Any = None
         self._stack = ExitStack()
 
@@ -79,7 +78,7 @@ class Stages:
 
             columns = (TextColumn("mining"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
             self._bar = self._stack.enter_context(Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)))
-            self._bar.add_task("", total=self.total)
+            self._bar.add_task("", total=len(self.labels))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -87,9 +86,9 @@ class Stages:
 
     @contextmanager
     def step(self, label: str) -> Iterator[None]:
-        """Around the work of one step: tells its name before, and counts it after."""
-        self.number += 1
-        text = f"[{self.number}/{self.total}] {label}"
+        """Around the work of one step, one of the labels: tells its name before, and counts it after."""
+        number = self.labels.index(label) + 1
+        text = f"[{number}/{len(self.labels)}] {label}"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], description=label)
         elif self.progress:
@@ -99,7 +98,7 @@ class Stages:
         yield
         _log.info("%s: %.1f s", text, time.perf_counter() - started)
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self.number)
+            self._bar.update(self._bar.task_ids[0], completed=number)
 
     def table(self, name: str, make: Callable[[], ibis.Table], order: list[str]) -> ibis.Table:
         """The table of this name: written now, or found from an earlier run of the same plan."""

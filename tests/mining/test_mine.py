@@ -15,13 +15,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pertinent.artifact import open_artifact, write_artifact
 from pertinent.cli import main
-from pertinent.errors import ArtifactError, ConfigError, DataError
+from pertinent.errors import ArtifactError, ConfigError, DataError, PertinentError
 from pertinent.mining import run as module
 from pertinent.mining.run import TABLES, MineConfig, mine, read_mined
 from pertinent.mining.schema import DAY, LEVELS
@@ -105,8 +106,9 @@ def shop(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def settings(log: str = "log.parquet", out: str = "mined", **changes: Any) -> MineConfig:
-    return MineConfig.build({"log": {"path": log}, "items": "items.csv", "out": out, **SMALL, **changes})
+def settings(log: str | dict[str, Any] = "log.parquet", out: str = "mined", **changes: Any) -> MineConfig:
+    log = {"path": log} if isinstance(log, str) else log
+    return MineConfig.build({"log": log, "items": "items.csv", "out": out, **SMALL, **changes})
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -187,6 +189,19 @@ def test_judged_queries_are_no_candidates(shop: Path) -> None:
     mine(settings(judged=["judged.csv"]))
     asked = set(read_mined("mined", "candidates")["query"].to_pylist())
     assert asked == set(QUERIES) - {"red shoes", "kabel"}
+    report = open_artifact("mined").json("report.json")
+    assert report["settings"]["judged queries"] == "2 given, 2 of the log left out of candidates"
+    assert not any("judged" in warning for warning in report["warnings"])
+
+
+def test_candidates_without_knowing_the_judged_queries_are_warned_about(
+    shop: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = mine(settings())
+    assert "no judged queries are given" in caplog.text
+    assert any("no judged queries are given" in warning for warning in made.json("report.json")["warnings"])
+    nothing = mine(settings(out="none", unlabeled={"days": 6, "head": 0, "torso": 0, "tail": 0}))
+    assert not any("judged" in warning for warning in nothing.json("report.json")["warnings"])
 
 
 def test_lists_may_be_ordered_by_debiased_clicks(made: Path, shop: Path) -> None:
@@ -267,6 +282,63 @@ def test_an_update_that_would_expire_most_days_is_refused(made: Path, shop: Path
     assert content(shop / "mined") == before
     mine(settings("ahead.parquet", update=True, checks={"latest": "2025-01-25"}))
     assert [row[0] - FIRST for row in rows_of(shop / "mined", "days")] == [8, 9, 13]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"checks": {"bots": "keep"}}, "checks.bots was drop, is keep"),
+        ({"sessions": {"gap_minutes": 5}}, "sessions.gap_minutes was 30, is 5"),
+        ({"sequences": {"min_level": "order"}}, "sequences.min_level was click, is order"),
+        ({"log": {"path": "log.parquet", "position_base": 1}}, "log.position_base was 0, is 1"),
+        ({"log": {"path": "log.parquet", "levels": {"hit": "click"}}}, "log.levels was {}, is {'hit': 'click'}"),
+        ({"hot": {"days": 7}}, "the longest window was 6 days, is 7"),
+    ],
+)
+def test_an_update_with_other_counting_is_refused(made: Path, shop: Path, change: Any, told: str) -> None:
+    shutil.copytree(made / "mined", shop / "mined")
+    with pytest.raises(ConfigError) as error:
+        mine(settings(update=True, **change))
+    assert told in str(error.value)
+    assert "mine the whole log again" in str(error.value)
+    assert content(shop / "mined") == content(made / "mined")
+
+
+def test_what_does_not_shape_days_may_change_from_update_to_update() -> None:
+    before = settings()
+    free = {"log": {"path": "b", "time_unit": "seconds"}, "checks": {"latest": "2025-01-21"}, "judged": ["j.csv"]}
+    module._refuse_others(settings(**free, hot={"days": 2}, neighbors={"days": 2, "keep": 9}), before)
+
+
+def test_a_guessed_position_base_must_be_that_of_earlier_days(made: Path, shop: Path) -> None:
+    report = json.loads((made / "mined" / "report.json").read_text(encoding="utf-8"))
+    with write_artifact("base", "mined", {}) as folder:
+        (folder / "report.json").write_text(json.dumps(report | {"notes": {"rows": 9, "position_base:web": 1}}))
+    base, foreign = open_artifact("base"), {"path": "log.jsonl", "format": "ubi"}
+    config = MineConfig.build({"log": foreign, "out": "x"})
+    assert module._same_positions(config, base, {"rows": 3}) == {"rows": 3, "position_base:web": 1}
+    same = {"position_base:web": 1, "position_base:app": 0}
+    assert module._same_positions(config, base, same) == same
+    with pytest.raises(ConfigError, match=r"'web' seem to count from 0 .* counted from 1"):
+        module._same_positions(config, base, {"position_base:web": 0})
+    said = MineConfig.build({"log": {**foreign, "position_base": 0}, "out": "x"})
+    assert module._same_positions(said, base, {"position_base:web": 0}) == {"position_base:web": 0}
+
+
+def test_an_update_after_a_stop_between_two_renames_goes_on_from_what_was_there(
+    made: Path, shop: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(made / "mined", shop / ".mined.77.old")
+    write_log(shop / "next.parquet", day_rows(10))
+    mine(settings("next.parquet", update=True))
+    assert "taken back from .mined.77.old" in caplog.text
+    assert [row[0] - FIRST for row in rows_of(shop / "mined", "days")] == list(range(5, 11))
+    shutil.rmtree(shop / "mined")
+    with write_artifact(".mined.78.old", "model", {}) as folder:
+        (folder / "weights").write_text("x")
+    with pytest.raises(ArtifactError, match="of kind 'model'"):
+        mine(settings("next.parquet", update=True))
+    assert not (shop / "mined").exists()
 
 
 def test_events_too_old_to_be_kept_are_counted(made: Path, shop: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -432,6 +504,41 @@ def test_other_settings_or_another_log_begin_anew(
     shutil.copy(made / "log.parquet", shop / "log.parquet")
     mine(settings())
     assert content(shop / "mined") == content(made / "mined")
+
+
+def test_each_file_of_a_folder_and_the_lexicon_is_an_input(shop: Path) -> None:
+    for day in (1, 2):
+        (shop / f"logs/day={day}").mkdir(parents=True)
+        write_log(shop / f"logs/day={day}/part-0.parquet", day_rows(day))
+    (shop / "logs" / "_SUCCESS").write_text("")
+    with write_artifact("words", "lexicon", {}) as folder:
+        (folder / "words.json").write_text("[]")
+    made = {}
+    for source in ("logs", "logs/**/*.parquet", "logs/*/part-0.parquet"):
+        made[source] = module.input_digests(settings(source, items=None, lexicon="words"))
+        assert list(made[source]) == ["log/day=1/part-0.parquet", "log/day=2/part-0.parquet", "lexicon"]
+        assert made[source]["lexicon"] == open_artifact("words").version
+    write_log(shop / "logs/day=1/part-0.parquet", day_rows(3))
+    for source, before in made.items():
+        assert module.input_digests(settings(source, items=None, lexicon="words")) != before
+    assert module.input_digests(settings("s3://logs/day=1/*.parquet", items=None)) == {}
+
+
+def test_an_engine_without_memory_names_the_setting_and_goes_on_with_more(
+    made: Path, shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise duckdb.OutOfMemoryException("could not allocate block of size 256.0 KiB")
+
+    for name in ("check_events", "_candidates"):
+        with monkeypatch.context() as patch, pytest.raises(PertinentError, match=r"engine\.memory=1GB .*256.0 KiB"):
+            patch.setattr(module, name, full)
+            mine(settings())
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "daily_counts", full)
+        mine(settings(engine={"type": "duckdb", "memory": "2GB", "threads": 1}))
+    for name in TABLES:
+        assert rows_of(shop / "mined", name) == rows_of(made / "mined", name), name
 
 
 def start(shop: Path, *arguments: str) -> subprocess.Popen[str]:
