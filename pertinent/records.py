@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Split = Literal["train", "valid", "test"]
+# How deep interest in an item went, in order; a view is an item shown.
+Level = Literal["view", "click", "cart", "contact", "order", "pay"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ class Event:
     session_id: str
     query: str
     item_id: str
-    level: Literal["view", "click", "cart", "contact", "order", "pay"]
+    level: Level
     position: int | None
     time: float
 

@@ -68,6 +68,7 @@ class CheckConfig(Config):
 class Checked:
     """``events`` with exactly the columns of EVENTS, all ids filled, and one entry of ``counts`` for each check.
 
+    The user is "" where the log gave neither user nor session, and the session where it gave no user.
     An entry has ``check``, ``rows`` (that it found), ``action`` and ``example`` (text, or None where
     it found none). ``latest`` is the day after which times were impossible, None where there was no row.
     """
@@ -107,6 +108,8 @@ def check_events(
     counts = [_entry(flagged.filter(flagged[name]), name, int(sums[name] or 0), actions[name]) for name in names]
     dropped = [entry["check"] for entry in counts if entry["rows"] and entry["action"] == "drop"]
     kept = flagged.filter(~ibis.or_(*[flagged[name] for name in dropped])) if dropped else flagged
+    # Pages that name nobody were told apart by their ids; nobody is behind several of them from here on.
+    kept = kept.mutate(user_id=kept.anonymous.ifelse("", kept.user_id))
     kept, entry = _with_views(connection, kept.select(*EVENTS, "file", "row"), config.clicks_without_view, work)
     return Checked(kept.select(*EVENTS), [*counts, entry], latest)
 
@@ -135,11 +138,15 @@ def newest_believable(days: Mapping[int, int]) -> int | None:
 
 
 def _with_ids(connection: ibis.BaseBackend, events: ibis.Table, gap_minutes: int, work: Path) -> ibis.Table:
-    """The rows with user, session and search ids, and ``no_user``: whether the log gave none of them."""
+    """The rows with user, session and search ids.
+
+    ``no_user`` says that the log gave none of them, ``anonymous`` that it gave no user and no session.
+    """
     no_user = events.user_id.isnull() & events.session_id.isnull() & events.search_id.isnull()
     of_search = events.user_id.isnull().ifelse(events.search_id, ibis.null("string"))
     events = events.mutate(
         no_user=no_user,
+        anonymous=events.user_id.isnull() & events.session_id.isnull(),
         user_id=ibis.coalesce(events.user_id, events.session_id, events.search_id, ibis.literal("")),
         session_id=ibis.coalesce(events.session_id, of_search),
     )

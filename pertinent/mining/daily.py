@@ -77,21 +77,22 @@ def daily_actions(events: Table, min_level: str) -> Table:
     """What users did, of ``min_level`` or deeper, in the columns of `schema.EVENTS`, without page and session ids.
 
     Those ids may depend on which days were read together, and nothing that reads this table needs them.
+    What nobody is known to have done is left out.
     """
     require(events, EVENTS, "daily_actions")
-    done = events.filter(events.level >= LEVEL_NUMBERS[min_level])
+    done = events.filter(events.level >= LEVEL_NUMBERS[min_level], events.user_id != "")
     return _shaped(done.mutate(search_id=ibis.literal(""), session_id=ibis.literal("")), EVENTS)
 
 
 def day_volumes(events: Table) -> Table:
-    """The table `schema.DAYS`: events, result pages and users of each day, and its events by level."""
+    """The table `schema.DAYS`: events, result pages and known users of each day, and its events by level."""
     require(events, EVENTS, "day_volumes")
     searched = events.query != ""
     levels = {name: (events.level == number).cast("int64").sum() for name, number in LEVEL_NUMBERS.items()}
     counts = events.group_by("day").agg(
         events=events.count(),
         searches=events.search_id.nunique(where=searched),
-        users=events.user_id.nunique(),
+        users=events.user_id.nunique(where=events.user_id != ""),
         **levels,
     )
     return _shaped(counts, DAYS)

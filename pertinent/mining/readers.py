@@ -44,6 +44,7 @@ from pertinent.mining.formats import (
 from pertinent.mining.linking import linked_by_query_id, linked_to_items, linked_to_lists, one_id_a_user
 from pertinent.mining.schema import DAY, EVENTS, LEVEL_NUMBERS, LEVELS
 from pertinent.mining.sessions import sessions
+from pertinent.records import Level
 from pertinent.text import normalize
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ _QUARTER = 900 * 1_000_000
 _TIMES = 2**62
 _ROWS = 50_000
 
-Meaning = Literal["view", "click", "cart", "contact", "order", "pay", "negative", "ignore"]
+Meaning = Literal[Level, "negative", "ignore"]
 
 NOTES = MappingProxyType(
     {

@@ -8,13 +8,15 @@ engine; shares and averages are computed once, at the end of a step.
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
+
+from pertinent.records import Level
 
 if TYPE_CHECKING:
     import ibis
 
 # Behavior levels in order of depth (ei-SRC, section 3.1); a view is an item shown, and no click.
-LEVELS = ("view", "click", "cart", "contact", "order", "pay")
+LEVELS: tuple[str, ...] = get_args(Level)
 LEVEL_NUMBERS = MappingProxyType({name: number for number, name in enumerate(LEVELS)})
 CLICK = LEVEL_NUMBERS["click"]
 
@@ -25,7 +27,7 @@ DAY = 86_400 * MICROSECONDS
 EVENTS = {
     "search_id": "string",  # the result page it belongs to; made from session and query where the source has none
     "session_id": "string",
-    "user_id": "string",
+    "user_id": "string",  # "" for nobody: the log named neither user nor session
     "query": "string",  # normalized by pertinent.text.normalize; "" for events outside of a search
     "item_id": "string",
     "level": "int8",  # a place in LEVELS

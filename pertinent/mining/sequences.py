@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import ibis
 from pydantic import Field
 
 from pertinent.config import Config
 from pertinent.mining.schema import EVENTS, LEVEL_NUMBERS, require
+from pertinent.records import Level
 
 if TYPE_CHECKING:
     from ibis import Table
@@ -27,7 +28,7 @@ class SequenceConfig(Config):
     """Each user's latest ``max_length`` events of ``min_level`` or deeper."""
 
     max_length: int = Field(1000, ge=1)
-    min_level: Literal["view", "click", "cart", "contact", "order", "pay"] = "click"
+    min_level: Level = "click"
 
 
 def user_sequences(events: Table, items: Table | None, max_length: int, min_level: str) -> Table:
@@ -36,8 +37,8 @@ def user_sequences(events: Table, items: Table | None, max_length: int, min_leve
     ``events`` is `schema.EVENTS`; events of less than ``min_level`` and those without a user are left
     out, and so are items that are not in ``items`` (a table with ``item_id``), where it is given.
     ``place`` is from 0, the earliest kept. Events outside of a search have the empty query. Events of
-    equal time are in the order of result page, position, item, level and query, whatever their order
-    in the table.
+    equal time are in the order of position (unknown ones first), item, level and query, whatever their
+    order in the table; the id of the result page plays no part.
     """
     require(events, EVENTS, "user_sequences")
     done = events.filter(events.level >= LEVEL_NUMBERS[min_level], events.user_id.fill_null("") != "")
@@ -45,7 +46,6 @@ def user_sequences(events: Table, items: Table | None, max_length: int, min_leve
         done = done.semi_join(items.select("item_id").distinct(), "item_id")
     order = [
         done.time.asc(),
-        done.search_id.fill_null("").asc(),
         done.position.fill_null(-1).asc(),
         done.item_id.asc(),
         done.level.asc(),

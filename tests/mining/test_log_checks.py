@@ -9,9 +9,11 @@ import pytest
 
 from pertinent.errors import ConfigError, DataError
 from pertinent.mining.checks import CHECKS, CheckConfig, check_events, newest_believable
+from pertinent.mining.daily import daily_actions, day_volumes
 from pertinent.mining.engines import read_parquet
 from pertinent.mining.readers import LogConfig, read_log
 from pertinent.mining.schema import EVENTS, LEVEL_NUMBERS, require
+from pertinent.mining.sequences import user_sequences
 
 DAY = 86_400
 START = int(dt.datetime(2026, 11, 2, 10, tzinfo=dt.UTC).timestamp())
@@ -168,6 +170,24 @@ def test_a_robot_has_more_events_than_the_threshold_and_not_as_many(duckdb_engin
     of_day = [r for r in rows if r[7] // DAY < (START + DAY) // DAY] if setting != "events_per_session" else rows
     assert found(checked)["bots"] == len(of_day)
     assert days <= {day for (day,) in events(checked, "day")}
+
+
+def test_pages_that_name_nobody_are_no_users(engine, tmp_path):
+    pages = [row(user=None, search=f"p-{n}", level=level, after=n) for n in range(3) for level in ("view", "click")]
+    visit = [list(row(user="v", search="q", level="click"))]
+    visit[0][0] = None  # a session, and no user: it counts as one
+    rows = [*pages, *visit, row(level="click"), row(user=None, search=None, level="click")]
+    checked = check(engine, tmp_path / "a", rows, no_user="keep", clicks_without_view="keep")
+    assert found(checked) == {"no_user": 1, "clicks_without_view": 3}
+    assert [who for (who,) in events(checked, "user_id")] == [""] * 7 + ["s-v", "u"]
+    assert len({page for (page,) in events(checked, "search_id")}) == 6
+    (day,) = day_volumes(checked.events).to_pyarrow().to_pylist()
+    assert (day["events"], day["searches"], day["users"]) == (9, 6, 2)
+    for table in (checked.events, daily_actions(checked.events, "click")):
+        sequences = user_sequences(table, None, 10, "click").to_pyarrow()
+        assert sorted(sequences["user_id"].to_pylist()) == ["s-v", "u"]
+    # A robot is one page then, not all that are nobody's.
+    assert "bots" not in found(check(engine, tmp_path / "b", pages, clicks_per_day=1))
 
 
 def test_a_phone_whose_name_ends_in_bot_is_no_robot(duckdb_engine, tmp_path):

@@ -5,6 +5,7 @@ import random
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pertinent.mining.daily import daily_actions
 from pertinent.mining.schema import EVENTS
 from pertinent.mining.sequences import SEQUENCES, user_sequences
 
@@ -57,6 +58,33 @@ def test_empty_in_is_empty_out_with_the_same_columns(duckdb_bench):
     made = user_sequences(duckdb_bench.table(EVENTS, []), None, 2, "click")
     assert duckdb_bench.rows(made, ORDER) == []
     assert duckdb_bench.types(made, ORDER) == SEQUENCES
+
+
+def test_events_of_one_second_have_an_order_that_no_page_id_decides(bench):
+    def log(first, second):  # two pages of one second, and an event outside of a search
+        return [
+            event("ü", 7_000_000, "led", "b", 1, search=first, position=1),
+            event("ü", 7_000_000, "led", "b", 5, search=first, position=1),
+            event("ü", 7_000_000, "tv", "c", 1, search=second, position=0),
+            event("ü", 7_000_000, "led", "a", 1, search=second, position=1),
+            event("ü", 7_000_000, "an", "b", 1, search=second, position=1),
+            event("ü", 7_000_000, "", "z", 2, search="p-3", position=None),
+            event("ü", 6_000_000, "tv", "z", 1, search=first, position=9),
+        ]
+
+    expected = [
+        ("ü", 0, 6_000_000, "tv", "z", 1),
+        ("ü", 1, 7_000_000, "", "z", 2),
+        ("ü", 2, 7_000_000, "tv", "c", 1),
+        ("ü", 3, 7_000_000, "led", "a", 1),
+        ("ü", 4, 7_000_000, "an", "b", 1),
+        ("ü", 5, 7_000_000, "led", "b", 1),
+        ("ü", 6, 7_000_000, "led", "b", 5),
+    ]
+    for rows in (log("p-1", "p-2"), log("p-2", "p-1")[::-1]):
+        events = bench.table(EVENTS, rows)
+        for table in (events, daily_actions(events, "click")):
+            assert bench.rows(user_sequences(table, None, 10, "click"), ORDER) == expected
 
 
 @FEW
