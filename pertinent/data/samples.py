@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 from pertinent.data.files import query_parquet
 from pertinent.data.readers import read_items, read_judgments
 from pertinent.data.tables import Table
 from pertinent.errors import DataError
-from pertinent.records import Item, Judgment
+from pertinent.records import Item, Judgment, Level
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "data"
 JUDGED = ("esci", "icecat")
 SEQUENCES = ("online_retail",)
 SAMPLES = (*JUDGED, "fashion", "oa_mine", *SEQUENCES, "pricerunner", "queryner", "ubi", "wands")
 # Lines of one basket have one time; their order in the file stands in for the unknown one.
-_PURCHASES = """
+_PURCHASES = f"""
     SELECT CAST(user_id AS VARCHAR) AS user_id,
            row_number() OVER (PARTITION BY user_id ORDER BY timestamp, file_row_number) - 1 AS place,
-           CAST(epoch(timestamp) AS BIGINT) AS time, '' AS query, item_id, 'pay' AS level
+           CAST(epoch_us(timestamp) AS BIGINT) AS time, '' AS query, item_id,
+           {get_args(Level).index("pay")} AS level
     FROM read_parquet($sequences, file_row_number = true)
     WHERE event = 'purchase'
     ORDER BY ALL
@@ -59,9 +61,9 @@ def read_sample(name: str) -> tuple[list[Item], list[Judgment]]:
 def read_sequences(name: str = "online_retail", longest: int | None = None) -> Table:
     """What each customer of a real shop bought, in order of time: one row for an item, as mining writes them.
 
-    Columns: ``user_id``, ``place`` (from 0), ``time`` (seconds since 1970, read as UTC), ``query`` (empty: there was no
-    search), ``item_id`` and ``level`` (``pay``). Returns of goods are left out. ``longest`` keeps the last
-    so many of each customer, with their places.
+    Columns: ``user_id``, ``place`` (from 0), ``time`` (microseconds since 1970, read as UTC), ``query`` (empty:
+    there was no search), ``item_id`` and ``level`` (5, which is ``pay``). Returns of goods are left out. ``longest``
+    keeps the last so many of each customer, with their places.
     """
     folder = sample_path(name)
     if name not in SEQUENCES:

@@ -8,6 +8,7 @@ from pertinent.data.grades import SCALES
 from pertinent.data.samples import SAMPLES, read_sample, read_sequences, sample_path
 from pertinent.data.splits import refuse_leaks
 from pertinent.errors import DataError
+from pertinent.mining.schema import LEVELS, MICROSECONDS
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +80,13 @@ def test_sequences_of_real_customers_are_in_order_of_time_and_whole():
     assert len(sequences) == 776627
     assert len(set(users)) == 5853
     rows = [[values[row] for values in sequences.columns.values()] for row in (0, 9, -1)]
-    assert rows[0] == ["12346", 0, 1267535280, "", "20682", "pay"]  # 2010-03-02 13:08
-    assert rows[1] == ["12346", 9, 1277733180, "", "22691", "pay"]
-    assert rows[2] == ["18287", 153, 1319794140, "", "21014", "pay"]
+    assert rows[0] == ["12346", 0, 1_267_535_280_000_000, "", "20682", 5]  # 2010-03-02 13:08
+    assert rows[1] == ["12346", 9, 1_277_733_180_000_000, "", "22691", 5]
+    assert rows[2] == ["18287", 153, 1_319_794_140_000_000, "", "21014", 5]
+    # Columns, levels and the unit of time are those of mined sequences.
+    assert list(sequences.columns) == ["user_id", "place", "time", "query", "item_id", "level"]
+    assert {LEVELS[level] for level in sequences.column("level")} == {"pay"}
+    assert all(time % (60 * MICROSECONDS) == 0 for time in times)
     for row in range(1, len(sequences)):
         same = users[row] == users[row - 1]
         assert places[row] == (places[row - 1] + 1 if same else 0)
