@@ -117,17 +117,6 @@ def update_days(old: Table, new: Table, days: Sequence[int], until_day: int, kee
     return keep_days(replace_days(old, new, days), until_day, keep)
 
 
-def total_counts(daily: Table) -> Table:
-    """`schema.DAILY` summed over its days: one row for a query and item."""
-    return daily.group_by(["query", "item_id"]).agg(
-        exposures=daily.exposures.sum(),
-        clicks=daily.clicks.sum(),
-        deepest=daily.deepest.max(),
-        position_sum=daily.position_sum.sum(),
-        positioned=daily.positioned.sum(),
-    )
-
-
 def total_positions(daily: Table) -> Table:
     """`schema.DAILY_POSITIONS` summed over its days: ``query, item_id, position, exposures, clicks``."""
     return daily.group_by(["query", "item_id", "position"]).agg(

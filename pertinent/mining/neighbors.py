@@ -14,6 +14,7 @@ import ibis
 from pydantic import Field, field_validator
 
 from pertinent.config import Config
+from pertinent.errors import ConfigError
 from pertinent.mining.daily import keep_days
 from pertinent.mining.schema import DAILY, require
 
@@ -34,8 +35,10 @@ class NeighborConfig(Config):
     """Who is a neighbor: shown at least ``min_exposures`` times in ``days`` days, ``min_ctr`` of them clicked.
 
     ``by`` orders a list: by click-through rate, or by ``debiased`` click-through, which counts an
-    exposure less the lower on the page it was. A log where fewer than ``warn_below`` of the asked
-    queries get a neighbor is called small, with a warning.
+    exposure less the lower on the page it was. With ``exclude_target`` a training example's own pair is
+    left out of its lists, and `neighbors` lists one more, so that ``keep`` remain; ranks below ``keep``
+    are the list of who has no example. A log where fewer than ``warn_below`` of the asked queries get a
+    neighbor is called small, with a warning.
     """
 
     days: int = Field(30, ge=1)
@@ -43,6 +46,7 @@ class NeighborConfig(Config):
     min_ctr: float = Field(0.2, ge=0, le=1)
     keep: int = Field(20, ge=1)
     by: Literal["ctr", "debiased"] = "ctr"
+    exclude_target: bool = True
     warn_below: float = Field(0.01, ge=0, le=1)
 
     @field_validator("min_ctr")
@@ -84,12 +88,13 @@ def neighbors(daily: Table, until_day: int, config: NeighborConfig, key: Key) ->
 
     Only days before ``until_day`` count. ``rank`` is from 0, the strongest: by click-through rate, then
     exposures, then id. (Of two equal rates the one with more exposures has more clicks, so this is the
-    order of both papers.) ``position_mean`` is null where no position is known.
+    order of both papers.) ``position_mean`` is null where no position is known. A list has at most
+    ``keep``, and one more with ``exclude_target``. Raises ConfigError as `strong_pairs` does.
     """
     require(daily, DAILY, "neighbors")
     pairs = strong_pairs(keep_days(daily, until_day, config.days), config, ["query", "item_id"])
     named = pairs.rename({key: key, "neighbor": OTHER[key]})
-    return _listed(named, [key], config.keep)
+    return _listed(named, [key], config.keep + config.exclude_target)
 
 
 def neighbors_before(daily: Table, examples: Table, config: NeighborConfig) -> Table:
@@ -98,28 +103,35 @@ def neighbors_before(daily: Table, examples: Table, config: NeighborConfig) -> T
     ``examples`` has ``query, item_id, day``. The result has these, ``side`` (``query``: neighbor items
     of the query; ``item_id``: neighbor queries of the item) and the columns of `neighbors`. Days from
     the example's on change nothing. The example's item is not among the neighbors of its query nor its
-    query among those of its item; the next ones move up, so a list may still have ``keep``.
+    query among those of its item, unless ``exclude_target`` is off; the next ones move up, so a list may
+    still have ``keep``. Raises ConfigError as `strong_pairs` does.
     """
     require(daily, DAILY, "neighbors_before")
     examples = examples.select("query", "item_id", day=examples.day.cast("int32")).distinct()
     return ibis.union(_before(daily, examples, config, "query"), _before(daily, examples, config, "item_id"))
 
 
-def exclude_target(lists: Table, pairs: Table, key: Key) -> Table:
-    """For each of ``pairs`` (``query, item_id``) the list of its query or item without the pair itself.
+def exclude_target(lists: Table, pairs: Table, config: NeighborConfig, key: Key) -> Table:
+    """For each of ``pairs`` (``query, item_id``) the list of its query or item, at most ``keep`` of it.
 
-    ``lists`` is from `neighbors`. Ranks are from 0 again. The list may be one shorter than it was.
+    ``lists`` is from `neighbors`. The pair itself is left out, unless ``exclude_target`` is off; the next
+    ones move up and ranks are from 0 again.
     """
     wanted = pairs.select("query", "item_id").distinct()
-    joined = wanted.join(lists, key).filter(lambda t: t.neighbor != t[OTHER[key]])
-    return _ranked(joined, ["query", "item_id"], joined["rank"].asc())
+    return _without_target(wanted.join(lists, key), ["query", "item_id"], config, key)
 
 
 def strong_pairs(window: Table, config: NeighborConfig, keys: list[str]) -> Table:
     """The pairs of some days that pass the thresholds, exactly at the border.
 
-    ``keys, exposures, clicks, ctr, position_mean, strength``.
+    ``keys, exposures, clicks, ctr, position_mean, strength``. Raises ConfigError where they are to be
+    ordered by debiased clicks and the days do not say how much was seen.
     """
+    if config.by == "debiased" and "seen" not in window.columns:
+        raise ConfigError(
+            "neighbors.by=debiased needs a column 'seen' beside the counts by day; add it by with_seen(daily, "
+            "daily_positions, positions), with these tables of the mined artifact, or set neighbors.by=ctr"
+        )
     pairs = _counted(window, keys)
     pairs = pairs.filter(_passes(pairs, config, config.min_exposures))
     ctr = pairs.clicks / pairs.exposures
@@ -222,11 +234,17 @@ def _before(daily: Table, examples: Table, config: NeighborConfig, key: Key) -> 
     # One more than is kept, as the target may be among them.
     lists = _listed(named, ["example_day", key], config.keep + 1)
     joined = examples.join(lists, [examples.day == lists.example_day, examples[key] == lists[key]])
-    joined = joined.filter(joined.neighbor != joined[other]).drop("example_day")
-    ranked = _ranked(joined, ["query", "item_id", "day"], joined["rank"].asc())
-    ranked = ranked.filter(ranked["rank"] < config.keep)
+    ranked = _without_target(joined.drop("example_day"), ["query", "item_id", "day"], config, key)
     columns = ["rank", "neighbor", "exposures", "clicks", "ctr", "position_mean"]
     return ranked.select("query", "item_id", "day", ibis.literal(key).name("side"), *columns)
+
+
+def _without_target(joined: Table, keys: list[str], config: NeighborConfig, key: Key) -> Table:
+    """The lists of examples, ranked again without the example's own pair (if it is to be left out)."""
+    if config.exclude_target:
+        joined = joined.filter(joined.neighbor != joined[OTHER[key]])
+    ranked = _ranked(joined, keys, joined["rank"].asc())
+    return ranked.filter(ranked["rank"] < config.keep)
 
 
 def _listed(named: Table, keys: list[str], keep: int) -> Table:

@@ -26,7 +26,6 @@ from pertinent.mining.daily import (
     keep_days,
     page_items,
     replace_days,
-    total_counts,
     update_days,
 )
 from pertinent.mining.neighbors import (
@@ -192,7 +191,8 @@ def test_order_is_by_rate_then_exposures_then_id(engine):
         ]
     )
     daily = table(engine, DAILY, rows)
-    lists = neighbors(daily, 2, NeighborConfig(keep=5), "query").filter(ibis._["query"] == "q")
+    alone = NeighborConfig(keep=5, exclude_target=False)
+    lists = neighbors(daily, 2, alone, "query").filter(ibis._["query"] == "q")
     assert found(lists, "rank", "neighbor") == [(0, "best"), (1, "more shown"), (2, "Z"), (3, "a"), (4, "b")]
     back = neighbors(daily, 2, NeighborConfig(), "item_id").filter(ibis._.item_id == "a")
     assert found(back, "rank", "neighbor", "exposures") == [(0, "r", 300), (1, "q", 100)]
@@ -266,11 +266,39 @@ def test_the_next_neighbor_moves_up_where_the_target_was(duckdb_engine):
         (n, f"i{n:02}") for n in range(20)
     ]
     kept = exclude_target(
-        neighbors(daily, 5, NeighborConfig(), "query"), examples_of(duckdb_engine, asked).drop("day"), "query"
+        neighbors(daily, 5, NeighborConfig(), "query"),
+        examples_of(duckdb_engine, asked).drop("day"),
+        NeighborConfig(),
+        "query",
     )
-    assert found(kept.filter(ibis._.item_id == "i03"), "rank", "neighbor") == [
-        (rank, f"i{n:02}") for rank, n in enumerate(n for n in range(20) if n != 3)
-    ]
+    for item in ("i03", "elsewhere"):
+        assert found(kept.filter(ibis._.item_id == item), "rank", "neighbor") == [
+            (rank, f"i{n:02}") for rank, n in enumerate([n for n in range(21) if f"i{n:02}" != item][:20])
+        ]
+
+
+def test_the_target_stays_where_it_is_asked_for(duckdb_engine):
+    daily = table(duckdb_engine, DAILY, counts([(1, "q", f"i{n}", 100, 90 - n) for n in range(4)]))
+    examples = examples_of(duckdb_engine, [("q", "i1", 5)])
+    config = NeighborConfig(keep=3, exclude_target=False)
+    expected = [(0, "i0"), (1, "i1"), (2, "i2")]
+    before = neighbors_before(daily, examples, config).filter(ibis._.side == "query")
+    assert found(before, "rank", "neighbor") == expected
+    lists = neighbors(daily, 5, config, "query")
+    assert found(lists, "rank", "neighbor") == expected
+    assert found(exclude_target(lists, examples.drop("day"), config, "query"), "rank", "neighbor") == expected
+
+
+def test_debiased_order_needs_what_was_seen(duckdb_engine):
+    daily = table(duckdb_engine, DAILY, counts([(1, "q", "a", 100, 90)]))
+    config = NeighborConfig(by="debiased")
+    with pytest.raises(ConfigError, match="with_seen"):
+        neighbors(daily, 2, config, "query")
+    with pytest.raises(ConfigError, match=r"neighbors\.by=ctr"):
+        neighbors_before(daily, examples_of(duckdb_engine, [("q", "b", 2)]), config)
+    seen = daily.mutate(seen=daily.exposures * 1_000_000)
+    lists = neighbors_before(seen, examples_of(duckdb_engine, [("q", "b", 2)]), config)
+    assert found(lists, "side", "neighbor") == [("query", "a")]
 
 
 def naive_lists(rows: Rows, example: tuple[str, str, int], config: NeighborConfig) -> Rows:
@@ -390,7 +418,6 @@ def test_a_day_sent_again_replaces_that_day(engine):
     ]
     assert found(update_days(old, new, [2, 3], 4, 2), "day") == [(2,), (3,)]
     assert found(replace_days(old, new.limit(0), [])) == found(old)
-    assert found(total_counts(old), "item_id", "exposures", "clicks") == [("a", 14, 10), ("gone", 1, 0)]
 
 
 # ---------------------------------------------------------------- small logs
