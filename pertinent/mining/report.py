@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 TITLE = "Mined search log"
 SEGMENTS = ("head", "torso", "tail")
+# What is covered by neighbors, by the names of its counts: all, and those with neighbors.
+COVERED = (("queries", "queries_with"), ("items", "items_with"), ("pairs", "kept"))
 _EPOCH = dt.date(1970, 1, 1)
 
 
@@ -71,8 +73,12 @@ def report_page(numbers: Mapping[str, Any]) -> str:
         section("Volume", grid([_volume_chart(days), _level_chart(numbers["levels"])])),
         section("Clicked pairs", _level_table(numbers)),
         section("Position", grid(_position_charts(numbers["positions"])), _position_note(numbers)),
-        section("Queries", _segment_table(numbers["segments"])),
-        section("Behavior neighbors", _coverage_table(numbers["coverage"])),
+        section("Queries", grid(_segment_charts(numbers["segments"])), _segment_table(numbers["segments"])),
+        section(
+            "Behavior neighbors",
+            grid([_coverage_chart(numbers["coverage"]), _segment_coverage_chart(numbers["segments"])]),
+            _coverage_table(numbers["coverage"]),
+        ),
         section("Tables", _table_sizes(summary)),
         section("Checks", _check_table(numbers["checks"]), _notes(numbers["told"])),
     )
@@ -225,6 +231,41 @@ def _position_note(numbers: Mapping[str, Any]) -> str:
     return f'<p class="note">{escape(text)}</p>'
 
 
+def _segment_charts(segments: Sequence[Mapping[str, Any]]) -> list[str]:
+    totals = {count: sum(row[count] for row in segments) for count in ("queries", "searches")}
+    return [
+        bars(
+            f"{count.capitalize()} by segment",
+            f"{count.capitalize()} of head, torso and tail, and their share of all {count}.",
+            [(row["segment"], row[count], _part(row[count], total)) for row in segments],
+        )
+        for count, total in totals.items()
+        if total
+    ]
+
+
+def _coverage_chart(coverage: Mapping[str, Any]) -> str:
+    return _share_bars(
+        "Coverage of neighbors",
+        "Share of queries and items in the window that have neighbors, and of pairs that are one.",
+        [(name, coverage[kept], coverage[name]) for name, kept in COVERED],
+    )
+
+
+def _segment_coverage_chart(segments: Sequence[Mapping[str, Any]]) -> str:
+    return _share_bars(
+        "Searches with neighbors",
+        "Share of the searches of each segment that are for a query with neighbors.",
+        [(row["segment"], row["searches_with_neighbors"], row["searches"]) for row in segments],
+    )
+
+
+def _share_bars(title: str, text: str, rows: Sequence[tuple[str, int, int]]) -> str:
+    """Bars of shares, beside one of the whole that they are measured by."""
+    shares = [(name, some / of, f"{some / of:.1%}") for name, some, of in rows if of]
+    return bars(title, text, [*shares, ("all", 1.0, "100%")]) if shares else ""
+
+
 def _segment_table(segments: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
@@ -243,8 +284,7 @@ def _segment_table(segments: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _coverage_table(coverage: Mapping[str, Any]) -> str:
-    found = [("queries", "queries_with"), ("items", "items_with"), ("pairs", "kept")]
-    rows = [[name, f"{coverage[name]:,}", _part(coverage[kept], coverage[name])] for name, kept in found]
+    rows = [[name, f"{coverage[name]:,}", _part(coverage[kept], coverage[name])] for name, kept in COVERED]
     return table("In the window of neighbors", ["", "all", "with neighbors"], rows)
 
 
