@@ -11,8 +11,11 @@ import difflib
 import importlib
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -379,6 +382,11 @@ COMMANDS: dict[str, Command] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of the command: 0, 2 for what the user can mend, 130 for Ctrl-C."""
     _tolerate_any_text()
+    with _noting_interrupts() as interrupts:
+        return _answer(argv, interrupts)
+
+
+def _answer(argv: Sequence[str] | None, interrupts: Sequence[int]) -> int:
     try:
         arguments = build_parser().parse_args(argv)
         if arguments.command is None or arguments.command not in COMMANDS:
@@ -393,10 +401,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return _interrupted()
     except Exception as error:
-        return _report(error)
+        # Libraries that run long in C turn Ctrl-C into an error of their own.
+        return _interrupted() if interrupts else _report(error)
 
 
 def build_parser() -> _Parser:
@@ -548,6 +556,32 @@ def _add(parser: argparse.ArgumentParser, flag: Flag) -> None:
     else:
         # Places may be left out, as a settings file can hold them too.
         parser.add_argument(flag.dest, nargs="?", type=flag.kind, metavar=flag.name.upper(), help=flag.help)
+
+
+@contextmanager
+def _noting_interrupts() -> Iterator[list[int]]:
+    """A list that gets an entry with each Ctrl-C, which goes on to raise KeyboardInterrupt as ever."""
+    noted: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        noted.append(number)
+        signal.default_int_handler(number, frame)
+
+    # Handlers belong to the main thread; another program's own handler, or a shell's ignoring, stays.
+    ours = threading.current_thread() is threading.main_thread()
+    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        if ours and signal.getsignal(signal.SIGINT) is note:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupted() -> int:
+    print("interrupted", file=sys.stderr)
+    return 130
 
 
 def _report(error: Exception) -> int:

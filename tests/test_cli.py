@@ -660,13 +660,34 @@ def test_a_reader_that_leaves_early_is_no_error(shop: Path) -> None:
     assert done.stderr == ""
 
 
-def test_interrupt_ends_with_130_and_without_traceback(shop: Path) -> None:
-    code = """
+INTERRUPTED_IN = {
+    # A library that runs long in C looks for signals by itself, and gives Ctrl-C as an error of its own.
+    "duckdb": """
+    import duckdb
+    print("ready", file=sys.stderr, flush=True)
+    duckdb.connect().execute("select sum(a.range * b.range) from range(100000000) a, range(1000000) b")
+""",
+    "python": """
+    print("ready", file=sys.stderr, flush=True)
+    time.sleep(60)
+""",
+    "another error on the way out": """
+    print("ready", file=sys.stderr, flush=True)
+    try:
+        time.sleep(60)
+    finally:
+        1 / 0
+""",
+}
+
+
+@pytest.mark.parametrize("inside", INTERRUPTED_IN)
+def test_interrupt_ends_with_130_and_without_traceback(inside: str, shop: Path) -> None:
+    code = f"""
 import sys, time
 from pertinent import cli, commands
 def wait(config):
-    print("ready", file=sys.stderr, flush=True)
-    time.sleep(60)
+{INTERRUPTED_IN[inside]}
 commands.score = wait
 sys.exit(cli.main(["score", "tea", "--items", "items.csv"]))
 """
@@ -688,9 +709,11 @@ def test_interrupt_inside_the_process(
     def interrupted(config: object) -> None:
         raise KeyboardInterrupt
 
+    before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(commands, "score", interrupted)
     assert main(["score", "tea", "--items", "items.csv"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_help_is_quick_and_loads_no_stage() -> None:
