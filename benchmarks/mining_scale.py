@@ -6,7 +6,8 @@
 For each size a log is made by ``pertinent data synthesize`` and mined by the command in a process of its
 own, on DuckDB with a stated bound on its buffers. Twice a second its resident memory and the size of its
 work folder, with what the engine has spilled, are looked at; the peak of memory is the one that the
-system kept. The script fails where a run takes more memory than ``--limit``. Steps are timed by the command.
+system kept. ``events_per_s`` counts the events that were mined, after the checks; ``checks`` says which rows
+the checks found. The script fails where a run takes more memory than ``--limit``. Steps are timed by the command.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ import sys
 import tempfile
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 
+from pertinent import __version__
 from pertinent.artifact import write_json
 from pertinent.data.synthetic import SynthesizeConfig, synthesize
 
@@ -70,6 +74,7 @@ def measure(events: int, folder: Path, memory: str, threads: int) -> dict[str, A
     made = time.perf_counter() - started
     settings = ["--set", "engine.type=duckdb", "--set", f"engine.memory={memory}", "--set", f"engine.threads={threads}"]
     command = ["--log", str(shop / "log.parquet"), "--items", str(shop / "items.parquet"), "--out", str(out)]
+    load = os.getloadavg()[0]
     started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "pertinent", "mine", *command, *settings, "--json", "--verbose"],
@@ -88,18 +93,23 @@ def measure(events: int, folder: Path, memory: str, threads: int) -> dict[str, A
     if process.returncode:
         sys.exit(f"error: mining {events:,} events ended with {process.returncode}:\n{told}")
     steps = [STEP.match(line) for line in told.splitlines()]
+    metrics = json.loads(printed)["metrics"]
+    checks = json.loads((out / "checks.json").read_text(encoding="utf-8"))["checks"]
     return {
-        "events": json.loads(printed)["metrics"]["events"],
+        "log_rows": pq.read_metadata(shop / "log.parquet").num_rows,
+        "events": metrics["events"],
+        "checks": {entry["check"]: entry["rows"] for entry in checks if entry["rows"]},
+        "load": {"before": round(load, 1), "after": round(os.getloadavg()[0], 1)},
         "log_mb": round((shop / "log.parquet").stat().st_size / 1e6, 1),
         "making_the_log_s": round(made, 1),
         "mining_s": round(seconds, 1),
-        "events_per_s": round(events / seconds),
+        "events_per_s": round(metrics["events"] / seconds),
         "peak_memory_mb": round(seen["memory"] / 1e6),
         "peak_spilled_mb": round(seen["spilled"] / 1e6),
         "peak_work_mb": round(seen["work"] / 1e6),
         "artifact_mb": round(folder_bytes(out) / 1e6, 1),
         "steps_s": {step.group(2): float(step.group(3)) for step in steps if step is not None},
-        "tables": json.loads(printed)["metrics"],
+        "tables": metrics,
     }
 
 
@@ -130,8 +140,14 @@ def main() -> None:
         print_table(rows[-1:])
     result = {
         "command": f"python benchmarks/mining_scale.py --events {options.events} --memory {options.memory}",
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "load_at_the_end": [round(value, 1) for value in os.getloadavg()],
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "memory_mb": round(psutil.virtual_memory().total / 1e6),
+            "system": f"{platform.system()} {platform.release()}",
+            "load_at_the_end": [round(value, 1) for value in os.getloadavg()],
+        },
+        "software": {"pertinent": __version__, "python": platform.python_version(), "duckdb": version("duckdb")},
         "engine": {"type": "duckdb", "memory": options.memory, "threads": options.threads},
         "memory_limit_mb": options.limit,
         "runs": rows,
