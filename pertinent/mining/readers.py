@@ -12,7 +12,7 @@ import re
 import shutil
 import zoneinfo
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from itertools import takewhile
 from pathlib import Path
@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import ibis
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from pertinent.config import Config
 from pertinent.data.files import SUFFIXES, check_exists, read_records
@@ -68,12 +68,15 @@ FLAT = MappingProxyType(
 TABLE_COLUMNS = ("query", "item_id", "level", "time")
 WHO = ("user_id", "session_id", "search_id")
 OPTIONAL_COLUMNS = ("position", "event_id", "agent")
+OUR_COLUMNS = (*WHO, *TABLE_COLUMNS, *OPTIONAL_COLUMNS)
 # Beyond this a number was surely read in the wrong unit: the year 2200.
 _TOO_LATE = 7_258_118_400 * 1_000_000
 _QUARTER = 900 * 1_000_000
 # No time is further from 1970 than this, in microseconds.
 _TIMES = 2**62
 _ROWS = 50_000
+# Where a row of a Parquet log came from.
+_PLACE = ("file", "row", "source_file", "file_row_number")
 
 Meaning = Literal[Level, "negative", "ignore"]
 
@@ -128,6 +131,17 @@ class LogConfig(Config):
     query_pattern: str = r"""(?i)search results?(?: for)?:?\s*["“”„«']?(.+?)["“”»']?\s*$"""
     search_lists: list[str] = ["search"]
     link_minutes: int = Field(30, ge=1)
+
+    @field_validator("columns")
+    @classmethod
+    def _to_ours(cls, columns: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        # The fields of other systems' logs are many, and which are known is for their readers to say.
+        for at, (yours, ours) in enumerate(columns.items()):
+            if ours not in OUR_COLUMNS and info.data.get("format") == "table":
+                raise ValueError(_not_ours(yours, ours))
+            if ours in list(columns.values())[:at]:
+                raise ValueError(f"maps two columns to {ours!r}; map one")
+        return columns
 
     @field_validator("time_zone")
     @classmethod
@@ -184,6 +198,18 @@ class RawLog:
     def warnings(self) -> list[str]:
         """The notes as sentences."""
         return [sentence(name, count) for name, count in self.notes.items()]
+
+
+def _not_ours(yours: str, ours: str) -> str:
+    """What is wrong with a mapped column, and how it was probably meant.
+
+    >>> _not_ours("sess", "session")[-39:], _not_ours("user_id", "uid")[-48:]
+    ('search_id; did you mean sess=session_id?', 'did you mean uid=user_id, the other way round?')
+    """
+    near = nearest(ours, OUR_COLUMNS)
+    meant = f"{ours}={yours}, the other way round" if yours in OUR_COLUMNS else f"{yours}={near}" if near else ""
+    fix = f"; did you mean {meant}?" if meant else ""
+    return f"{ours!r} is not one of our columns: {', '.join(OUR_COLUMNS)}{fix}"
 
 
 def sentence(name: str, count: int) -> str:
@@ -305,14 +331,19 @@ def _foreign_log(
 def _flat_rows(config: LogConfig, reading: Reading) -> Iterator[tuple[Any, ...]]:
     records = RECORDS[config.format]
     names = [f.name for f in fields(Flat)]
+    absent = dict.fromkeys(config.columns)
     for path in [p for source in config.sources() for p in files_of(source)]:
         for line, record in read_records(path):
+            for yours in absent.keys() & record.keys():
+                del absent[yours]
             renamed = {config.columns.get(name, name): value for name, value in record.items()}
             try:
                 for flat in records(renamed, reading):
                     yield (*[getattr(flat, name) for name in names], str(path), line)
             except DataError as error:
                 raise DataError(_problem(error), path=path, line=line, column=error.column, value=error.value) from None
+    for yours in absent:
+        raise DataError(f"no record has the field {yours!r}, which is mapped to {config.columns[yours]!r}", path=path)
 
 
 def _problem(error: DataError) -> str:
@@ -447,7 +478,8 @@ def _own_table(connection: ibis.BaseBackend, config: LogConfig, work: Path, note
         naive = False
     else:
         table, naive = scanned
-    _require(table, config, source)
+    if scanned is not None:
+        _require([name for name in table.columns if name not in _PLACE], source)
     known = {
         name: _text(table[name], name, source)
         for name in (*WHO, "item_id", "query", "event_id", "agent")
@@ -511,9 +543,7 @@ def _scan(connection: ibis.BaseBackend, source: str, config: LogConfig) -> tuple
     except Exception as error:
         first = str(error).partition("\n")[0]
         raise DataError(f"cannot be read as Parquet: {first}", path=source, fix="write the file again") from None
-    for yours in config.columns:
-        if yours not in table.columns:
-            raise _no_column(yours, table.columns, source)
+    _require_mapped(config, [name for name in table.columns if name not in _PLACE], source)
     kept = [name for name in table.columns if name not in config.columns and name not in back]
     table = table.select(*kept, **back)
     table = table.mutate(file=table.source_file, row=table.file_row_number.cast("int64") + 1)
@@ -547,19 +577,27 @@ def _base_folder(source: str) -> Path:
     return Path(*fixed)
 
 
-def _require(table: ibis.Table, config: LogConfig, source: str) -> None:
-    there = [name for name in table.columns if name not in ("file", "row", "source_file", "file_row_number")]
+def _require(there: Collection[str], source: str) -> None:
+    """Raise DataError where a column of ours is missing among those of a log, after mapping."""
+    own = [name for name in there if name not in OUR_COLUMNS]
+    has = f"it has {', '.join(list(there)[:20])}"
     for name in TABLE_COLUMNS:
         if name not in there:
-            raise _no_column(name, there, source)
+            fix = f"say which one it is: --columns {nearest(name, own) or 'yours'}={name}"
+            raise DataError(f"has no column {name!r}; {has}", path=source, fix=fix)
     if not set(WHO) & set(there):
-        raise _no_column("user_id", there, source)
+        fix = "one of them is enough; say which column it is: --columns yours=session_id"
+        raise DataError(f"has none of {', '.join(WHO)}; {has}", path=source, fix=fix)
 
 
-def _no_column(name: str, there: Any, source: str) -> DataError:
-    near = nearest(name, there)
-    fix = f"map the log's names to ours: columns: {{{near or 'yours'}: {name}}}"
-    return DataError(f"has no column {name!r}; it has {', '.join(list(there)[:20])}", path=source, fix=fix)
+def _require_mapped(config: LogConfig, there: Collection[str], source: str) -> None:
+    """Raise DataError where a column that is mapped to one of ours is not in the log."""
+    for yours, ours in config.columns.items():
+        if yours not in there:
+            near = nearest(yours, there)
+            fix = f"did you mean --columns {near}={ours}?" if near else f"name the column that is {ours}"
+            has = ", ".join(list(there)[:20])
+            raise DataError(f"has no column {yours!r}, which is mapped to {ours!r}; it has {has}", path=source, fix=fix)
 
 
 def _text(column: ibis.Column, name: str, source: str) -> ibis.Column:
@@ -738,9 +776,12 @@ def _text_rows(config: LogConfig, work: Path, notes: Counter[str]) -> Path:
     pa = need("pyarrow", "logs")
     (source,) = config.sources()
     paths = files_of(source)
-    names = list(dict.fromkeys(config.columns.get(n, n) for path in paths for n in _names(path)))
-    if not names:
+    there = list(dict.fromkeys(n for path in paths for n in _names(path)))
+    if not there:
         raise DataError("has no rows", path=source, fix="give a file with at least one row of data")
+    _require_mapped(config, there, source)
+    names = list(dict.fromkeys(config.columns.get(n, n) for n in there))
+    _require(names, source)
     texts = [n for n in (*WHO, "query", "item_id", "level", "event_id", "agent") if n in names]
     schema = pa.schema(
         [
