@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,10 +17,14 @@ from pertinent.lexicon.gazetteer import split_words
 from pertinent.text import normalize
 
 if TYPE_CHECKING:
+    from pertinent.lexicon.gazetteer import Words
     from pertinent.lexicon.pairs import PairTokenizer
     from pertinent.lexicon.tagger import Tagger, TermSpan
 
 How = Literal["exact", "form", "none"]
+_INNER = re.compile(r"[-_]+")
+# A number with a unit, as in 2.5m; an ordinal (1st) and 3d are none.
+_MEASURED = re.compile(r"(\d+(?:[.,]\d+)*)((?!(?:st|nd|rd|th|d)$)[^\W\d_]+|[\"″%°])")
 _POSSESSIVE = re.compile(r"['’]s$")
 
 
@@ -136,17 +141,54 @@ def explain_text(text: str, pairs: PairTokenizer, tagger: Tagger, limit: int) ->
 def word_matches(query: str, title: str) -> list[WordMatch]:
     """Each word of a query with the first word of the title that is equal, or else another form of it.
 
+    Hyphens, and the gap between a number and its unit, hide no word: `usb c` is in `USB-C`, `2m` in `2 m`.
+
     >>> [(m.word, m.how, m.title_word) for m in word_matches("tshirts for corn", "Runner's T-Shirt, for the corner")]
     [('tshirts', 'form', 't-shirt'), ('for', 'exact', 'for'), ('corn', 'none', None)]
+    >>> [(m.word, m.how, m.title_word) for m in word_matches("usb c 2m", "USB-C cables 2 m")]
+    [('usb', 'exact', 'usb-c'), ('c', 'exact', 'usb-c'), ('2m', 'exact', '2 m')]
     """
-    there = split_words(normalize(title)).texts
-    known = set(there)
-    found = []
-    for word in split_words(normalize(query)).texts:
-        form = word if word in known else next((other for other in there if are_forms(word, other)), None)
-        how: How = "exact" if word in known else "form" if form else "none"
-        found.append(WordMatch(word, how, form))
-    return found
+    there = split_words(normalize(title))
+    parts = [(number, part) for number, word in enumerate(there.texts) for part in word_parts(word)]
+    return [_match(word, there, parts) for word in split_words(normalize(query)).texts]
+
+
+def word_parts(word: str) -> list[str]:
+    """A word split at hyphens and underscores, and between a number and its unit.
+
+    >>> [word_parts(word) for word in ["usb-c", "2.5m", '15.6"', "1,000mah", "mp3", "4x6", "3d", "1st"]]
+    [['usb', 'c'], ['2.5', 'm'], ['15.6', '"'], ['1,000', 'mah'], ['mp3'], ['4x6'], ['3d'], ['1st']]
+    """
+    parts: list[str] = []
+    for piece in _INNER.split(word):
+        measured = _MEASURED.fullmatch(piece)
+        parts += measured.groups() if measured else [piece] if piece else []
+    return parts or [word]
+
+
+def _match(word: str, there: Words, parts: Sequence[tuple[int, str]]) -> WordMatch:
+    """Where a word of the query is in the title, whose words are ``there`` and whose ``parts`` know their word."""
+    if word in there.texts:
+        return WordMatch(word, "exact", word)
+    wanted = word_parts(word)
+    if (met := _run(wanted, there, parts, operator.eq)) is not None:
+        return WordMatch(word, "exact", met)
+    form = next((other for other in there.texts if are_forms(word, other)), None)
+    form = form or _run(wanted, there, parts, are_forms)
+    return WordMatch(word, "form" if form else "none", form)
+
+
+def _run(
+    wanted: Sequence[str], there: Words, parts: Sequence[tuple[int, str]], equal: Callable[[str, str], bool]
+) -> str | None:
+    """The words of the title whose parts, one after the other with no comma between, are those wanted."""
+    for start in range(len(parts) - len(wanted) + 1):
+        run = parts[start : start + len(wanted)]
+        if all(equal(one, other) for one, (_, other) in zip(wanted, run, strict=True)):
+            first, last = run[0][0], run[-1][0]
+            if all(there.joined[first + 1 : last + 1]):
+                return " ".join(there.texts[first : last + 1])
+    return None
 
 
 def are_forms(one: str, other: str) -> bool:

@@ -86,6 +86,54 @@ def test_matched_words_are_exact_of_another_form_or_none(answer: Any) -> None:
     assert [match.how for match in word_matches("ケース 日本語", "日本語 ケース")] == ["exact", "exact"]
 
 
+SAME = [
+    ("usb c cable 2 m", "USB-C Cable 2m Nylon-Braided", ["usb-c", "usb-c", "cable", "2m", "2m"]),
+    ("usb-c 2m nylon braided", "USB C cable 2 m, nylon-braided", ["usb c", "2 m", "nylon-braided", "nylon-braided"]),
+    ("noise cancelling", "Noise-Cancelling Headphones", ["noise-cancelling", "noise-cancelling"]),
+    ("noise-cancelling", "Noise Cancelling Headphones", ["noise cancelling"]),
+    ("t shirt", "Men's T-Shirt", ["t-shirt", "t-shirt"]),
+    ("t-shirt", "T Shirt", ["t shirt"]),
+    ("bluetooth", "Bluetooth-Ohrhörer", ["bluetooth-ohrhörer"]),
+    ("ohrhörer", "Bluetooth-Ohrhörer", ["bluetooth-ohrhörer"]),
+    ("aaa 1.5 v", "AA/AAA 1.5V", ["aaa", "1.5v", "1.5v"]),
+    ("15.6 inch 10,000mah", '15.6" 39.6 cm inch 10,000 mAh', ['15.6"', "inch", "10,000 mah"]),
+    ("usb_c 3m-12", "usb-c 3 m 12", ["usb-c", "3 m 12"]),
+]
+
+
+@pytest.mark.parametrize(("query", "title", "met"), SAME)
+def test_hyphens_slashes_and_units_hide_no_word(query: str, title: str, met: list[str]) -> None:
+    assert [(match.how, match.title_word) for match in word_matches(query, title)] == [("exact", word) for word in met]
+
+
+@pytest.mark.parametrize(
+    ("query", "title"),
+    [
+        ("12v", "12 desk v"),
+        ("12v", "12, v"),
+        ("usb-c", "usb-a c"),
+        ("1.5v", "1 5v"),
+        ("3", "3D 3rd"),
+        ("2", "1/2 2x4 1.2m"),
+        ("wi", "wifi"),
+        ("c", "usb"),
+        ("_", "a-b"),
+        ("a-b", ""),
+    ],
+)
+def test_parts_that_are_not_together_are_not_the_word(query: str, title: str) -> None:
+    assert [match.how for match in word_matches(query, title)] == ["none"]
+
+
+def test_a_part_may_be_another_form() -> None:
+    found = word_matches("headphone noise-cancels t-shirts", "T Shirt, Noise Cancel, over-ear-headphones")
+    assert [(match.how, match.title_word) for match in found] == [
+        ("form", "over-ear-headphones"),
+        ("form", "noise cancel"),
+        ("form", "t shirt"),
+    ]
+
+
 @given(st.text(max_size=20))
 def test_any_text_meets_itself(word: str) -> None:
     assert all(match.how == "exact" for match in word_matches(word, word))
