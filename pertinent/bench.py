@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -72,8 +73,7 @@ def bench(config: BenchConfig) -> Bench:
     rows: list[BenchRow] = []
     for name in names:
         rows += _bench_in_new_process(config, name)
-    titles = config.items or "of the model's golden pairs, their words turned round"
-    return Bench(tuple(rows), f"{available_cores()} cores, {processor()}", titles)
+    return Bench(tuple(rows), f"{available_cores()} cores, {processor()}", _titles_in_words(config))
 
 
 def bench_one(config: BenchConfig, backend: str, started: float) -> list[BenchRow]:
@@ -139,6 +139,15 @@ def _usable_backends(model: str | None) -> list[str]:
     return found
 
 
+def _titles_in_words(config: BenchConfig) -> str:
+    """Which titles were measured, and whether some had to be made of the others' words."""
+    source = config.items or "of the model's golden pairs"
+    found, wanted = len(_bench_titles(config)), max(config.candidates)
+    if found >= wanted:
+        return source
+    return f"{source}, which are {found}; the others of {wanted} are these with their words turned round"
+
+
 def _bench_titles(config: BenchConfig) -> list[str]:
     from pertinent.artifact import open_artifact
     from pertinent.data.readers import read_items
@@ -178,7 +187,14 @@ def _bench_in_new_process(config: BenchConfig, backend: str) -> list[BenchRow]:
 
 
 def _peak_mb() -> float:
+    """The most memory that this process had. What Linux counts in ru_maxrss begins with that of the parent process."""
     import resource
 
+    try:
+        found = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    if found is not None:
+        return int(found.group(1)) / (1 << 10)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 20) if sys.platform == "darwin" else peak / (1 << 10)

@@ -338,6 +338,30 @@ def test_bench_measures_every_backend_in_its_own_process(
     assert "holds no titles" in refused(capsys, "bench", "model", "--candidates", "3", "--backends", "onnx")
 
 
+def test_peak_memory_is_that_of_the_process_itself(tmp_path: Path) -> None:
+    """A process begins with the peak of the one that started it, in what getrusage says."""
+    child = "from pertinent.bench import _peak_mb; print(_peak_mb())"
+    parent = f"""
+import subprocess, sys
+large = b"x" * (500 << 20)
+print(subprocess.run([sys.executable, "-c", {child!r}], capture_output=True, text=True, check=True).stdout)
+"""
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, timeout=120, check=True)
+    assert 5 < float(done.stdout) < 300
+
+
+def test_bench_says_when_titles_are_fewer_than_candidates(
+    shop: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = bench.BenchRow("onnx", 5, 1.0, 1.0, 1.0, 1.0)
+    monkeypatch.setattr(bench, "_bench_in_new_process", lambda config, name: [row])
+    argv = ["bench", "model", "--items", "items.csv", "--backends", "onnx", "--candidates"]
+    assert ask_json(capsys, *argv, "5")["titles"] == "items.csv"
+    assert ask_json(capsys, *argv, "2,6")["titles"] == (
+        "items.csv, which are 5; the others of 6 are these with their words turned round"
+    )
+
+
 def test_bench_in_this_process(
     shop: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
