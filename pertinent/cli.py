@@ -619,16 +619,32 @@ class _Parser(argparse.ArgumentParser):
     command: Command | None = None
 
     def error(self, message: str) -> NoReturn:
-        known = [*COMMANDS, *(name.partition(" ")[2] for name in COMMANDS if " " in name), *self._option_string_actions]
-        unknown = [
-            part.strip("',") for part in message.split() if "unrecognized" in message or "invalid choice" in message
-        ]
-        for word in unknown:
+        commands = [*COMMANDS, *(name.partition(" ")[2] for name in COMMANDS if " " in name)]
+        parts = message.split() if "unrecognized" in message or "invalid choice" in message else []
+        for word, following in zip(parts, [*parts[1:], "-"], strict=False):
+            word = word.strip("',")
+            known = list(self._option_string_actions) if word.startswith("-") else commands
             near = difflib.get_close_matches(word.partition("=")[0], known, n=1)
-            if near and near[0] != word:
-                message = f"{message.partition(' (choose')[0]}; did you mean {near[0]}?"
+            meant = self._setting(word, following) or (near[0] if near and near[0] != word else None)
+            if meant:
+                message = f"{message.partition(' (choose')[0]}; did you mean {meant}?"
                 break
         self.exit(2, f"error: {' '.join(message.split())}; see: {self.prog} --help\n")
+
+    def _setting(self, word: str, following: str) -> str | None:
+        """How to give a flag that does not exist, but is the name of a setting of the command."""
+        from pertinent.errors import MissingExtraError
+
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        try:
+            fields = load(self.command.config).model_fields if self.command and flag.startswith("--") else {}
+        except MissingExtraError:
+            return None
+        if name not in fields:
+            return None
+        given = value if equals else "VALUE" if following.startswith("-") else following
+        return f"--set {name}={given}"
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, rest = self.parse_known_args(joined(sys.argv[1:] if args is None else args), namespace)

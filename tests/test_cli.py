@@ -155,6 +155,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["scroe"], "did you mean score?"),
         (["xyzzy"], "invalid choice: 'xyzzy'"),
         (["score", "a", "--tpo", "3"], "did you mean --top?"),
+        (["train", "--lexicon", "lex"], "unrecognized arguments: --lexicon lex; did you mean --set lexicon=lex?; see:"),
+        (["train", "--learning-rate=0.1"], "did you mean --set learning_rate=0.1?; see: pertinent train --help"),
+        (["export", "--min-spearman", "0.9"], "did you mean --set min_spearman=VALUE?"),
+        (["bench", "--qurey", "tea"], "unrecognized arguments: --qurey; see: pertinent bench --help"),
+        (["score", "a", "--lexicon", "b"], "unrecognized arguments: --lexicon b; see: pertinent score --help"),
         (["score", "a", "--zzzzzz"], "unrecognized arguments: --zzzzzz; see: pertinent score --help"),
         (["score", "a", "b", "--items", "x.csv"], "unrecognized arguments: b"),
         (["score", "a", "--top", "ten"], "'ten' is not a whole number from 1"),
@@ -583,13 +588,18 @@ def test_our_own_mistakes_are_not_dressed_up(
 
 
 def test_doctor_says_that_scoring_works(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = ask_json(capsys, "doctor", "model")
+    found = ask_json(capsys, "doctor", str(model))
     assert found["can_score"]
     checks = {check["name"]: check for check in found["checks"]}
     assert {"python", "cpu", "cores", "disk", "core", "extra train", "model"} <= set(checks)
     assert checks["backend onnx"]["state"] == "ok"
     assert checks["backend torch"]["state"] == "ok"
     assert checks["backend onnx-int8"]["state"] == "missing"
+    command = "pertinent export model --int8 --judgments FILE --out FOLDER"
+    assert command.replace("model", str(model)) in checks["backend onnx-int8"]["detail"]
+    names = {"FILE": "judgments.csv", "FOLDER": "fast"}
+    asked = [names.get(word, word) for word in command.split()[1:]]
+    assert ask_json(capsys, *asked)["metrics"]["int8"]["reasons"]  # it ran, and the gate found too few pairs
     assert "scoring works here" in ask(capsys, "doctor", "model", "--verbose")
 
 

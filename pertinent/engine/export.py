@@ -427,6 +427,7 @@ def _quiet() -> Iterator[None]:
     """The exporter and the quantizer warn and log about their own insides; a user can mend none of it."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root", "")]
     levels = [logger.level for logger in loggers]
+    handlers = list(logging.root.handlers)  # one who logs by `logging.warning` adds one, and changes all later lines
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -436,3 +437,4 @@ def _quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+            logging.root.handlers[:] = handlers

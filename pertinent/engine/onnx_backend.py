@@ -42,9 +42,10 @@ class OnnxBackend:
     def open(cls, artifact: Artifact, threads: int) -> Self:
         """The session over a model artifact. Raises ArtifactError for a missing or unsafe graph."""
         if not artifact.has(cls.graph_file):
-            option = "--int8 " if cls.graph_file == INT8_GRAPH_FILE else ""
+            int8 = cls.graph_file == INT8_GRAPH_FILE
+            options = "--int8 --judgments FILE --out FOLDER" if int8 else "--no-int8"
             raise ArtifactError(
-                f"{artifact.path}: has no {cls.graph_file}; run: pertinent export {option}{artifact.path}, "
+                f"{artifact.path}: has no {cls.graph_file}; run: pertinent export {artifact.path} {options}, "
                 "or score with the backend 'torch'"
             )
         return cls(open_session(artifact.file(cls.graph_file), artifact.file(WEIGHTS_FILE)), threads)

@@ -91,6 +91,13 @@ def test_int8_that_ranks_otherwise_is_not_kept(model: Path, traced: None, caplog
     Scorer.load(model)
 
 
+def test_what_libraries_log_does_not_change_how_we_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    with export_module._quiet():
+        logging.warning("a library's own matter")  # adds a handler with a prefix where there is none
+    assert logging.root.handlers == []
+
+
 def test_every_limit_of_the_gate_has_its_reason(
     model: Path, traced: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
