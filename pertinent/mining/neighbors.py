@@ -177,7 +177,7 @@ def small_log_warning(found: Coverage, config: NeighborConfig) -> str | None:
         return None
     better = max(((n, kept) for n, kept in found.kept_at.items() if kept > found.kept), default=None)
     advice = (
-        f"with neighbors.min_exposures={better[0]} it would be {better[1]:,}"
+        f"with neighbors.min_exposures={better[0]} it would be {better[1]:,} pairs instead of {found.kept:,}"
         if better is not None
         else "lower neighbors.min_exposures or neighbors.min_ctr, or mine more days"
     )

@@ -89,7 +89,10 @@ NOTES = MappingProxyType(
         "ignore_actions": "records were left out because levels says to ignore their action",
         "rows_without_time": "rows have no time",
         "negative_positions": "positions below the first one were set to unknown",
-        "no_first_position": "no position is 0: if yours count from 1, set position_base to 1",
+        "no_first_position": "no position is 0 in {count} rows; if yours count from 1, set log.position_base to 1 "
+        "(--set log.position_base=1), as the first place is taken for the second otherwise",
+        "no_position": "no position is known in {count} rows: positions are not identified, and no click can be "
+        "corrected for its place on the page; if the log has it, name its column (--columns yours=position)",
         "events_without_query_id": "UBI events have no query_id (direct landing, recommendations)",
         "events_of_unknown_queries": "UBI events have a query_id that no query record has, and no query of their own",
         "queries_without_id": "UBI queries have no query_id, so nothing leads to them",
@@ -203,8 +206,8 @@ class RawLog:
 def _not_ours(yours: str, ours: str) -> str:
     """What is wrong with a mapped column, and how it was probably meant.
 
-    >>> _not_ours("sess", "session")[-39:], _not_ours("user_id", "uid")[-48:]
-    ('search_id; did you mean sess=session_id?', 'did you mean uid=user_id, the other way round?')
+    >>> _not_ours("user_id", "uid").partition("; ")[2], _not_ours("sess", "session").partition("; ")[2]
+    ('did you mean uid=user_id, the other way round?', 'did you mean sess=session_id?')
     """
     near = nearest(ours, OUR_COLUMNS)
     meant = f"{ours}={yours}, the other way round" if yours in OUR_COLUMNS else f"{yours}={near}" if near else ""
@@ -220,7 +223,8 @@ def sentence(name: str, count: int) -> str:
     """
     if name.startswith("position_base:"):
         return f"positions of application {name.partition(':')[2]!r} count from {count}"
-    return f"{count:,} {NOTES[name]}"
+    text = NOTES[name]
+    return text.format(count=f"{count:,}") if "{count}" in text else f"{count:,} {text}"
 
 
 def read_log(connection: ibis.BaseBackend, config: LogConfig, items: ibis.Table | None, work: Path) -> RawLog:
@@ -240,9 +244,11 @@ def read_log(connection: ibis.BaseBackend, config: LogConfig, items: ibis.Table 
         table = _foreign_log(connection, config, items, work, notes)
     day = (table.time / DAY).floor().cast("int32")
     table = table.mutate(day=day, level=table.level.cast("int8"), position=table.position.cast("int32"))
-    counted = table.agg(rows=table.count(), without=table.item_id.isnull().sum()).to_pyarrow().to_pylist()[0]
+    sums = {"rows": table.count(), "without": table.item_id.isnull().sum(), "placed": table.position.count()}
+    counted = table.agg(**sums).to_pyarrow().to_pylist()[0]
     notes["rows_without_item"] = int(counted["without"] or 0)
     notes["rows"] = int(counted["rows"]) - notes["rows_without_item"]
+    notes["no_position"] = 0 if counted["placed"] else notes["rows"]
     if notes["rows_without_item"]:
         table = table.filter(table.item_id.notnull())
     return RawLog(table.select(*RAW_EVENTS), {name: notes[name] for name in sorted(notes) if _told(name, notes[name])})

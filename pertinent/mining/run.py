@@ -44,7 +44,7 @@ import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 from pydantic import field_validator  # noqa: E402
 
-from pertinent.mining.checks import CheckConfig, check_events  # noqa: E402
+from pertinent.mining.checks import CheckConfig, Checked, check_events  # noqa: E402
 from pertinent.mining.clicks import ClickConfig, deepest_levels, frequent_pairs, repeated, resampled  # noqa: E402
 from pertinent.mining.daily import (  # noqa: E402
     daily_actions,
@@ -78,7 +78,7 @@ from pertinent.mining.positions import (  # noqa: E402
     fit_position_model,
 )
 from pertinent.mining.queries import ClarityConfig, QueryConfig, clear_queries, query_volumes  # noqa: E402
-from pertinent.mining.readers import LogConfig, files_of, read_log  # noqa: E402
+from pertinent.mining.readers import LogConfig, RawLog, files_of, read_log, sentence  # noqa: E402
 from pertinent.mining.report import day_name, report_numbers, report_page  # noqa: E402
 from pertinent.mining.schema import CLICK  # noqa: E402
 from pertinent.mining.sequences import SequenceConfig, user_sequences  # noqa: E402
@@ -360,8 +360,30 @@ def _read_events(stages: Stages, config: MineConfig, items: Table | None, known:
     checked = check_events(stages.connection, raw, items, config.checks, gap, raw_files, known)
     stages.table("events", lambda: checked.events, [])
     found = {"notes": raw.notes, "told": raw.warnings(), "checks": checked.counts, "latest": checked.latest}
+    found["warnings"] = _log_warnings(raw, checked)
     stages.json("log", lambda: found)
     shutil.rmtree(raw_files)
+
+
+def _log_warnings(raw: RawLog, checked: Checked) -> list[str]:
+    """What the log lacks so that results would not mean what they seem to."""
+    warnings = [sentence(name, raw.notes[name]) for name in ("no_first_position", "no_position") if name in raw.notes]
+    rows, action = next((e["rows"], e["action"]) for e in checked.counts if e["check"] == "clicks_without_view")
+    events = checked.events
+    clicks = _count(events.filter((events.level >= CLICK) & (events["query"] != "")))
+    if not rows or action == "drop" or rows * 20 < clicks * 19:
+        return warnings
+    if not _count(raw.events.filter(raw.events.level == 0)):
+        problem, fix = "the log has no views", "export what was shown too, as rows with the level view"
+    else:
+        problem = f"{rows:,} of {clicks:,} clicks (and deeper) have no view of their item on their result page"
+        fix = "give views the search_id, or the user, session and query, of their clicks"
+    meaning = "click-through is 1 everywhere, neighbors and position curve mean nothing"
+    return [*warnings, f"{problem}: {meaning}; {fix}"]
+
+
+def _count(table: Table) -> int:
+    return int(table.count().to_pyarrow().as_py())
 
 
 @contextmanager
@@ -667,7 +689,7 @@ def _numbers(run: Mined, log: Mapping[str, Any], warnings: list[str]) -> dict[st
     judged = stages.json("judged", dict)
     leak = _leak_warning(config, run.tables["candidates"].count().to_pyarrow().as_py())
     found = {
-        "warnings": [*warnings, *([few] if few is not None else []), *leak, *fit["warnings"]],
+        "warnings": [*log["warnings"], *warnings, *([few] if few is not None else []), *leak, *fit["warnings"]],
         "checks": log["checks"],
         "notes": log["notes"],
         "told": log["told"],

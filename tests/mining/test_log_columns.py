@@ -12,6 +12,7 @@ import pytest
 
 from pertinent.errors import ConfigError, DataError, PertinentError
 from pertinent.mining.readers import LogConfig, RawLog, read_log
+from pertinent.mining.run import MineConfig, mine
 
 SHOP: dict[str, list[Any]] = {
     "user_id": ["ü-1", "ü-1", "u-2"],
@@ -96,3 +97,45 @@ def test_one_id_of_who_searched_is_enough(duckdb_engine, tmp_path, kind):
     ) as e:
         read(duckdb_engine, path)
     assert "item_id=" not in str(e.value)
+
+
+# ---------------------------------------------------------------- what a log lacks is a warning of the command
+
+
+def mined(folder: Path, columns: dict[str, list[Any]], **log: Any) -> tuple[list[str], Path]:
+    path = write(folder, columns, "parquet")
+    engine = {"type": "duckdb", "memory": "1GB", "threads": 1}
+    config = {"log": {"path": str(path), **log}, "out": str(folder / "mined"), "engine": engine, "progress": False}
+    made = mine(MineConfig.build(config))
+    return made.json("report.json")["warnings"], made.path
+
+
+def warned(warnings: list[str], word: str) -> list[str]:
+    return [warning for warning in warnings if word in warning]
+
+
+def test_a_log_without_views_is_warned_about(tmp_path):
+    clicks = {**SHOP, "level": ["click", "pay", "click"]}
+    warnings, made = mined(tmp_path, clicks)
+    (told,) = warned(warnings, "view")
+    assert told.startswith("the log has no views: click-through is 1 everywhere, neighbors and position curve mean no")
+    assert "the log has no views" in (made / "report.html").read_text(encoding="utf-8")
+
+
+def test_views_that_no_click_is_linked_to_are_warned_about(tmp_path):
+    apart = {**SHOP, "search_id": ["a", "b", "c"]}
+    (told,) = warned(mined(tmp_path, apart)[0], "view")
+    assert told.startswith("1 of 1 clicks (and deeper) have no view of their item on their result page")
+    linked = {**SHOP, "item_id": ["4", "4", "4"]}
+    assert warned(mined(tmp_path, linked)[0], "view") == []
+
+
+def test_positions_from_one_and_unknown_positions_are_warned_about(tmp_path):
+    from_one = {**SHOP, "position": [1, 2, 1]}
+    (told,) = warned(mined(tmp_path, from_one)[0], "position is 0")
+    assert told.startswith("no position is 0 in 3 rows; if yours count from 1, set log.position_base to 1 (--set log.")
+    assert warned(mined(tmp_path, from_one, position_base=1)[0], "no position") == []
+    unknown = {name: cells for name, cells in SHOP.items() if name != "position"}
+    (told,) = warned(mined(tmp_path, unknown)[0], "no position")
+    assert told.startswith("no position is known in 3 rows: positions are not identified")
+    assert warned(mined(tmp_path, SHOP)[0], "no position") == []

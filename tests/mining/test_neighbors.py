@@ -434,7 +434,7 @@ def test_a_small_log_is_told_what_to_change(engine):
     assert warning is not None
     assert "of 31 pairs" in warning
     assert "1 of 30 queries" in warning
-    assert "neighbors.min_exposures=10 it would be 31" in warning
+    assert "neighbors.min_exposures=10 it would be 31 pairs instead of 1" in warning
 
 
 def test_an_empty_window_is_a_small_log(duckdb_engine):
