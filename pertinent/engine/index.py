@@ -46,6 +46,8 @@ _ARRAYS = {
 }
 _DTYPES = {"I64": "<i8", "U64": "<u8", "I32": "<i4", "I8": "<i1", "U8": "<u1"}
 _MAX_HEADER = 2**20
+# Fewer take hardly longer than the start, so nothing is said about a million of them.
+FEW_ITEMS = 1000
 
 
 class IndexConfig(Config):
@@ -104,6 +106,7 @@ class ItemIndex:
             metrics |= {"items": count, "bytes": size, "seconds": round(seconds, 3)}
             if count:
                 metrics["megabytes_per_million"] = round(size / count, 1)
+            if count >= FEW_ITEMS:
                 metrics["seconds_per_million"] = round(seconds / count * 1e6, 1)
         _log.info("%s: %d items, %.1f MB, %.1f s", folder, count, size / 1e6, seconds)
         return cls.open(folder, pairs)

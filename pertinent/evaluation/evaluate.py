@@ -270,7 +270,11 @@ def _shown(blocks: Sequence[NDArray[np.int64]], total: int, text: str) -> Any:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    if not console.is_terminal:  # where a bar that is gone leaves an empty line
+        yield from blocks
+        return
+    with Progress(console=console, transient=True) as bar:
         task = bar.add_task(text, total=total)
         for rows in blocks:
             yield rows

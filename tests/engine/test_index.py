@@ -93,8 +93,16 @@ def test_chosen_fields_make_up_the_text_and_progress_is_shown(
     assert "indexing" in err
     artifact = open_artifact(tmp_path / "i", kind="index")
     assert artifact.metrics["items"] == 6
-    assert artifact.metrics["seconds_per_million"] > 0
+    assert "seconds_per_million" not in artifact.metrics  # six items say nothing about a million
     assert artifact.config["model_version"] == "v1"
+
+
+def test_time_for_a_million_is_said_from_a_thousand_items(tiny_pairs: PairTokenizer, tmp_path: Path) -> None:
+    for count in (0, 999, 1000):
+        ItemIndex.build([Item(str(n), "usb cable") for n in range(count)], tiny_pairs, tmp_path / "i", "v1")
+        metrics = open_artifact(tmp_path / "i", kind="index").metrics
+        assert ("seconds_per_million" in metrics) == (count >= 1000)
+        assert ("megabytes_per_million" in metrics) == (count > 0)
 
 
 def test_a_repeated_id_is_refused_and_the_old_index_stays(index: ItemIndex, tiny_pairs: PairTokenizer) -> None:

@@ -76,11 +76,19 @@ def test_pairs_scored_together_equal_pairs_scored_by_query(
 
 
 def test_progress_goes_to_the_error_stream_only(
-    scorer: PairScorer, judgments: list[Judgment], capsys: pytest.CaptureFixture[str]
+    scorer: PairScorer,
+    judgments: list[Judgment],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shown = score_judgments(scorer, judgments, progress=True)
     np.testing.assert_array_equal(shown, score_judgments(scorer, judgments))
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr() == ("", "")  # no bar off a terminal, and no empty line for it
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    np.testing.assert_array_equal(shown, score_judgments(scorer, judgments, progress=True))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"scoring with {scorer.name}" in err
 
 
 def test_equal_seeds_give_equal_intervals(scorer: PairScorer, judgments: list[Judgment]) -> None:
