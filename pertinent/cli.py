@@ -285,6 +285,13 @@ COMMANDS: dict[str, Command] = {
             Flag("--format", "log.format", "table (the default), ubi, ga4, segment or snowplow", metavar="NAME"),
             Flag("--columns", "log.columns", "which of the log's columns is which of ours", renames, "YOURS=OURS,..."),
             ITEMS,
+            Flag(
+                "--item-columns",
+                "item_columns",
+                "which of the catalog's columns is which of ours",
+                renames,
+                "YOURS=OURS,...",
+            ),
             Flag("--judged", "judged", "judgments whose queries are left out of the candidates", names, "FILE,..."),
             Flag("--lexicon", "lexicon", "a folder made by pertinent lexicon, to tell clear queries", metavar="FOLDER"),
             Flag("--engine", "engine.type", "duckdb (the default) or spark", metavar="NAME"),
@@ -324,6 +331,9 @@ COMMANDS: dict[str, Command] = {
             ITEMS,
             Flag("--log", "log", "a search log with a column query, or a folder of pertinent mine", metavar="FILE"),
             COLUMNS,
+            Flag(
+                "--log-columns", "log_columns", "which of the log's columns is which of ours", renames, "YOURS=OURS,..."
+            ),
             Flag("--base", "base", "the tokenizer to extend; left out: that of the shipped model", metavar="FOLDER"),
             Flag("--limit", "limit", "how many words to add at most", positive, "N"),
             OUT,

@@ -70,17 +70,17 @@ class Table:
         """The values of one column, or as many None where the table does not have it."""
         return self.columns.get(name) or [None] * len(self)
 
-    def missing(self, name: str, fix: str | None = None) -> DataError:
+    def missing(self, name: str, fix: str | None = None, flag: str | None = "--columns") -> DataError:
         """The error that says that a column is not there, with the nearest one that is.
 
-        A column of ours may have another name in the file: then the command line can rename it.
+        A column of ours may have another name in the file: then ``flag`` of the command line can rename it.
         """
         near = nearest(name, self.columns)
         if fix is None and near is not None:
             fix = f"rename the column {near!r} to {name!r}, if that is what it holds"
-        if name in ITEM_COLUMNS or name in JUDGMENT_COLUMNS:
+        if flag is not None and (name in ITEM_COLUMNS or name in JUDGMENT_COLUMNS):
             first = "say which one it is" if fix is None else f"{fix}, or"
-            fix = f"{first}: --columns {near or 'yours'}={name}"
+            fix = f"{first}: {flag} {near or 'yours'}={name}"
         there = ", ".join(list(self.columns)[:20])
         return DataError(f"has no column {name!r}; it has {there}", path=self.path, fix=fix)
 

@@ -112,6 +112,8 @@ def query_counts(
     by_day: dict[int, Counter[str]] = {}
     seen: set[bytes] = set()
     for table in read_table_parts(path, rows, rename):
+        if not table.has("query"):
+            raise table.missing("query", flag="--log-columns")
         queries = table.texts("query")
         items = table.texts("item_id") if table.has("item_id") else [None] * len(table)
         days_of = _days(table, zone) if days is not None and table.has("time") else [0] * len(table)
@@ -126,7 +128,7 @@ def query_counts(
                 seen.add(search)
             by_day.setdefault(day, Counter())[query] += 1
     if not by_day:
-        raise DataError("no row has a query", path=path, fix="name the column with --set log_columns.YOURS=query")
+        raise DataError("no row has a query", path=path, fix="name the column with --log-columns YOURS=query")
     first = max(by_day) - days if days is not None else min(by_day) - 1
     total: Counter[str] = Counter()
     for day in sorted(by_day):
@@ -206,7 +208,7 @@ def _day(table: Table, row: int, value: object, zone: tzinfo | None) -> int:
         except ValueError:
             raise table.wrong(row, "time", "is empty" if value is None else "is not a time", fix) from None
         if moment.tzinfo is None and zone is None:
-            problem, fix = "has no time zone", "set time_zone to that of the log, such as UTC or Europe/Berlin"
+            problem, fix = "has no time zone", "name that of the log, such as --set time_zone=Europe/Berlin"
             raise table.wrong(row, "time", problem, fix) from None
         seconds = (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()
     if not abs(seconds) < 1e11:

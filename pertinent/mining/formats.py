@@ -182,7 +182,7 @@ def micros(value: object, zone: dt.tzinfo | None, unit: str, name: str = "time")
                 "has no time zone",
                 column=name,
                 value=plain(value),
-                fix="set time_zone to the zone that the log is written in, such as UTC or Europe/Berlin",
+                fix="name the zone that the log is written in, such as --set log.time_zone=Europe/Berlin",
             )
         moment = moment.replace(tzinfo=zone)
     offset = moment.utcoffset() or dt.timedelta()
@@ -199,13 +199,20 @@ def _parsed(text: str, unit: str, name: str) -> dt.datetime | int:
     try:
         return _scaled(float(text), unit, name)
     except ValueError:
-        fix = "write it as 2026-11-02T10:15:30Z, or as a number since 1970 with time_unit set"
+        fix = (
+            "write it as 2026-11-02T10:15:30Z, or as a number since 1970 (in seconds with --set log.time_unit=seconds)"
+        )
         raise DataError("is not a time", column=name, value=text, fix=fix) from None
 
 
 def _scaled(value: float, unit: str, name: str) -> int:
     if not abs(value) * UNITS[unit] < 2**62:  # also NaN
-        raise DataError(f"is not a time in {unit}", column=name, value=value, fix="set time_unit")
+        raise DataError(
+            f"is not a time in {unit}",
+            column=name,
+            value=value,
+            fix="name the unit, such as --set log.time_unit=milliseconds",
+        )
     return round(value * UNITS[unit])
 
 

@@ -380,7 +380,7 @@ def _warnings(
     if not fit.converged:
         found.append(
             f"the click model moved by more than {config.tolerance:g} in the last of {config.iterations} rounds; "
-            "raise the setting iterations"
+            f"allow more: --set positions.iterations={2 * config.iterations}"
         )
     return found
 

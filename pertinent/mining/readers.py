@@ -182,9 +182,11 @@ class LogConfig(Config):
         """The paths that are given. Raises DataError where there is none."""
         paths = [p for p in (self.path, self.queries, self.events) if p is not None]
         if not paths:
-            raise DataError("no log is given", fix="set path to its file, folder or pattern")
+            raise DataError(
+                "no log is given", fix="name its file, folder or pattern: --log FILE (the setting log.path)"
+            )
         if self.format != "ubi" and (self.queries or self.events):
-            raise DataError(f"queries and events are for UBI, the format is {self.format!r}", fix="set path")
+            raise DataError(f"queries and events are for UBI, the format is {self.format!r}", fix="set log.path")
         return paths
 
 
@@ -563,7 +565,7 @@ def _scan(connection: ibis.BaseBackend, source: str, config: LogConfig) -> tuple
             "times have no time zone",
             path=source,
             column="time",
-            fix="set time_zone to the zone that the log is written in, such as UTC or Europe/Berlin",
+            fix="name the zone that the log is written in, such as --set log.time_zone=Europe/Berlin",
         )
     return table, naive
 
@@ -632,7 +634,7 @@ def _micros(connection: ibis.BaseBackend, table: ibis.Table, config: LogConfig, 
     if "TIMESTAMPTZ_NS" in str(kind):  # Ibis has no name for this kind of DuckDB's
         return _since_1970(connection)(time.cast("timestamp('UTC')"))
     if not kind.is_numeric() or kind.is_boolean():
-        fix = "store a timestamp with a zone, or a number since 1970 with time_unit set"
+        fix = "store a timestamp with a zone, or a number since 1970 (such as --set log.time_unit=milliseconds)"
         raise DataError(f"column 'time' holds {kind}, not times", path=source, column="time", fix=fix)
     unit = UNITS[config.unit()]
     wrong = _first(table, _not_finite(time) | _beyond(time, -_TIMES // unit, _TOO_LATE // unit), "time")
@@ -652,7 +654,10 @@ def _number(value: object) -> float | None:
 def _no_time(value: object, unit: str, path: str | Path, line: int) -> DataError:
     late = _TOO_LATE < (_number(value) or 0) * UNITS[unit] < math.inf
     problem = f"is after the year 2200 when read as {unit}" if late else f"is not a time in {unit}"
-    fix = "set time_unit to milliseconds or microseconds" if late else "set time_unit, or leave the cell empty"
+    unit = "--set log.time_unit=milliseconds"
+    fix = (
+        f"if it counts others: {unit} (or microseconds)" if late else f"leave the cell empty, or name the unit: {unit}"
+    )
     return DataError(problem, path=path, line=line, column="time", value=value, fix=fix)
 
 
@@ -748,7 +753,7 @@ def _unknown_level(table: ibis.Table, where: Any, value: str | None, meanings: M
         line=first["row"],
         column="level",
         value=value,
-        fix=f"allowed: {', '.join(sorted(meanings))}; map others: levels: {{{value or 'yours'}: click}}",
+        fix=f"allowed: {', '.join(sorted(meanings))}; map others with --set log.levels='{{{value or 'yours'}: click}}'",
     )
 
 

@@ -187,6 +187,7 @@ def mine(config: MineConfig) -> Artifact:
     refuse_foreign(out, KIND)
     base = _base(config, out) if config.update else None
     inputs = input_digests(config)
+    _check_judged(config)
     plan = {
         "pertinent": __version__,
         "config": config.model_dump(mode="json", exclude=NOT_PLANNED),
@@ -368,7 +369,8 @@ def _read_events(stages: Stages, config: MineConfig, items: Table | None, known:
 def _log_warnings(raw: RawLog, checked: Checked) -> list[str]:
     """What the log lacks so that results would not mean what they seem to."""
     warnings = [sentence(name, raw.notes[name]) for name in ("no_first_position", "no_position") if name in raw.notes]
-    rows, action = next((e["rows"], e["action"]) for e in checked.counts if e["check"] == "clicks_without_view")
+    entry = next(entry for entry in checked.counts if entry["check"] == "clicks_without_view")
+    rows, action = int(str(entry["rows"])), entry["action"]
     events = checked.events
     clicks = _count(events.filter((events.level >= CLICK) & (events["query"] != "")))
     if not rows or action == "drop" or rows * 20 < clicks * 19:
@@ -426,7 +428,11 @@ def _item_ids(stages: Stages, config: MineConfig) -> Table | None:
 
 
 def _catalog_ids(path: str, rename: Mapping[str, str]) -> pa.Table:
-    ids = [text for part in read_table_parts(path, _CHUNK, rename) for text in part.need_texts("item_id")]
+    ids: list[str] = []
+    for part in read_table_parts(path, _CHUNK, rename):
+        if not part.has("item_id"):
+            raise part.missing("item_id", flag="--item-columns")
+        ids += part.need_texts("item_id")
     return pa.table({"item_id": pa.array(ids, pa.string())})
 
 
@@ -434,6 +440,14 @@ def _judged_queries(config: MineConfig) -> list[str]:
     return [
         text for path in config.judged for part in read_table_parts(path, _CHUNK) for text in part.need_texts("query")
     ]
+
+
+def _check_judged(config: MineConfig) -> None:
+    """Raise DataError for a file of judgments without queries, which are read only when most of the work is done."""
+    for path in config.judged:
+        first = next(read_table_parts(path, _CHUNK))
+        if not first.has("query"):
+            raise first.missing("query", "rename the column of the queries to 'query' in the file", flag=None)
 
 
 # ---------------------------------------------------------------- what is kept by day

@@ -144,7 +144,7 @@ def test_of_a_log_with_times_the_last_days_count(tmp_path: Path) -> None:
 def test_times_without_a_zone_need_one_and_count_in_it(settings: dict[str, Any], tmp_path: Path) -> None:
     rows = [{"query": "one", "time": "2024-05-01 23:30:00"}, {"query": "two", "time": "2024-05-02T12:00:00Z"}]
     log = write_log(tmp_path / "log.jsonl", rows)
-    with pytest.raises(DataError, match=r"line 1, column 'time', .*has no time zone.* set time_zone"):
+    with pytest.raises(DataError, match=r"line 1, column 'time', .*has no time zone.* --set time_zone="):
         learn(LexiconConfig.build({**settings, "log": log}))
     assert set(query_counts(log, 2, {}, 1, lambda q, i: None, UTC)) == {"two"}
     assert set(query_counts(log, 2, {}, 1, lambda q, i: None, timezone(timedelta(hours=-2)))) == {"one", "two"}

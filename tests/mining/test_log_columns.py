@@ -10,7 +10,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from pertinent.cli import main
 from pertinent.errors import ConfigError, DataError, PertinentError
+from pertinent.lexicon.reading import query_counts
 from pertinent.mining.readers import LogConfig, RawLog, read_log
 from pertinent.mining.run import MineConfig, mine
 
@@ -139,3 +141,37 @@ def test_positions_from_one_and_unknown_positions_are_warned_about(tmp_path):
     (told,) = warned(mined(tmp_path, unknown)[0], "no position")
     assert told.startswith("no position is known in 3 rows: positions are not identified")
     assert warned(mined(tmp_path, SHOP)[0], "no position") == []
+
+
+# ---------------------------------------------------------------- hints that work when they are followed
+
+
+def test_columns_of_the_catalog_have_their_own_flag(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, SHOP, "parquet")
+    (tmp_path / "katalog.csv").write_text("SKU,Titel\n4,Schuh\n9,Stiefel\n", encoding="utf-8")
+    command = ["mine", "--log", "log.parquet", "--items", "katalog.csv", "--out", "mined"]
+    assert main(command) == 2
+    assert (
+        "katalog.csv: has no column 'item_id'; it has SKU, Titel; say which one it is: --item-columns yours=item_id"
+        in (capsys.readouterr().err)
+    )
+    assert main([*command, "--item-columns", "SKU=item_id"]) == 0
+
+
+def test_what_is_given_is_there_and_has_its_columns_before_the_log_is_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, SHOP, "parquet")
+    command = ["mine", "--log", "log.parquet", "--out", "mined", "--judged"]
+    (tmp_path / "judged.csv").write_text("keyword,item_id\n鞋,4\n", encoding="utf-8")
+    for judged, told in (("nope.csv", "nope.csv"), ("judged.csv", "has no column 'query'; it has keyword, item_id")):
+        assert main([*command, judged]) == 2
+        err = capsys.readouterr().err
+        assert told in err and "--columns" not in err
+        assert "[1/12]" not in err
+
+
+def test_queries_of_a_log_have_their_own_flag_in_the_lexicon(tmp_path):
+    path = write(tmp_path, renamed(query="search_query"), "csv")
+    with pytest.raises(DataError, match=r"has no column 'query'; .*: --log-columns search_query=query"):
+        query_counts(path, 100, {}, None, lambda query, item: None)
