@@ -17,7 +17,10 @@ class EiSRCConfig(EncoderConfig):
 
 
 class EiSRC(nn.Module):
-    """Cross-encoder: every query token attends to every title token; ``[CLS]`` gives the logits."""
+    """Cross-encoder: every query token attends to every title token; ``[CLS]`` gives the logits.
+
+    With ``join_layer`` or ``one_way`` titles are read apart from the query in some layers.
+    """
 
     def __init__(self, config: EiSRCConfig) -> None:
         super().__init__()
@@ -34,7 +37,7 @@ class EiSRC(nn.Module):
     ) -> Tensor:
         """Logits ``[batch, labels]`` for ids ``[batch, length]``; ``mask`` is True on real tokens."""
         states = self.embeddings(token_ids, segment_ids, position_ids, term_class_ids)
-        return self.head(self.encoder(states, mask, first_only=True))
+        return self.head(self.encoder(states, mask, first_only=True, segment_ids=segment_ids))
 
     def head(self, states: Tensor) -> Tensor:
         """Logits from the last states: ``W_c tanh(W_p H_cls + b_p) + b_c``."""

@@ -117,13 +117,17 @@ def export_hugging_face(
 
     One label: with two logits its weights are their difference, so its sigmoid is our probability. The
     slope and intercept of a calibration become part of its weights, so predictions are calibrated.
-    Raises ArtifactError for what plain BERT cannot express: block positions, term classes.
+    Raises ArtifactError for what plain BERT cannot express: block positions, term classes, a late join.
     """
     if not isinstance(network, EiSRC):
         raise ArtifactError(f"a {type(network).__name__} is no plain BERT cross-encoder; only ei_src can be exchanged")
     if pairs.config.positions != "running":
         raise ArtifactError(
             "the model has `positions: block`, which plain BERT has not; train with `positions: running`"
+        )
+    if network.config.joins_late:
+        raise ArtifactError(
+            "the model joins query and title late, which plain BERT does not; train with `join_layer: 0`"
         )
     if network.config.term_classes:
         raise ArtifactError("the model reads term classes, which plain BERT has not; train with `term_classes: false`")

@@ -25,6 +25,8 @@ WEIGHTS_FILE = "model.safetensors"
 MODEL_FILE = "model.json"
 # The parameter with one row a token, in every network.
 TOKEN_ROWS = "embeddings.token.weight"
+# Settings that say which tokens read which: they change scores but no weight.
+WIRING = ("join_layer", "one_way")
 # What texts and layout are held against without loading the network.
 _COUNTS = ("vocabulary_size", "max_positions")
 
@@ -73,6 +75,20 @@ def rounded(network: nn.Module, dtype: WeightsType) -> nn.Module:
     network = copy.deepcopy(network)
     _load_arrays(network, unpack(pack(_arrays(network), dtype)))
     return network
+
+
+def rewired(network: nn.Module, wiring: Mapping[str, Any]) -> nn.Module:
+    """The network with other settings among ``WIRING`` and the same weights; itself where nothing changes.
+
+    Raises ConfigError for a join that the network cannot have.
+    """
+    config: Any = network.config
+    settings = {**config.plain(), **wiring}
+    if settings == config.plain():
+        return network
+    changed = build_network(settings)
+    changed.load_state_dict(network.state_dict())
+    return changed.train(network.training)
 
 
 def load_network(artifact: Artifact) -> tuple[nn.Module, PairTokenizer]:

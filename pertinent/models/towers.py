@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,6 +20,12 @@ class SBERTConfig(EncoderConfig):
     type: Literal["sbert"] = "sbert"
     head: Literal["classifier", "cosine"] = "classifier"
     cosine_scale: float = Field(10.0, gt=0.0)
+
+    @model_validator(mode="after")
+    def _never_joins(self) -> Self:
+        if self.joins_late:
+            raise ValueError("join_layer and one_way: the towers of sbert never read each other; leave them out")
+        return self
 
 
 class SBERT(nn.Module):

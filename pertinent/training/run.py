@@ -32,7 +32,7 @@ from pertinent.folders import locate, shipped_folder
 from pertinent.lexicon.pairs import PairConfig, PairTokenizer
 from pertinent.lexicon.store import KIND as LEXICON
 from pertinent.lexicon.store import Lexicon
-from pertinent.models.store import rounded
+from pertinent.models.store import WIRING, rewired, rounded
 from pertinent.models.weights import WeightsType
 from pertinent.probability import CALIBRATION_FILE, Calibration, probability_curve
 from pertinent.records import Judgment, Pair, Split
@@ -68,7 +68,7 @@ class TrainConfig(FitConfig):
     folder or package folder with ``tokenizer.json`` (left out: those of the shipped model).
     ``lexicon`` is a folder of ``pertinent lexicon``, whose words get tokens of their own.
     ``layers`` picks layers of a BERT. ``model`` overrides sizes of the network, ``pairs`` is the
-    layout; a model artifact brings its own.
+    layout; a model artifact brings its own, but may be joined later (``join_layer``, ``one_way``).
 
     ``resume: true`` goes on where a killed run stopped; checkpoints lie in ``OUT.checkpoints``.
     """
@@ -192,7 +192,7 @@ def _start(config: TrainConfig) -> tuple[nn.Module, PairTokenizer]:
         return start_from(config.start, config.layers, config.model, layout)
     network, pairs = load_network(open_artifact(folder, kind="model"))
     _refuse_changes(config, network, pairs)
-    return network, pairs
+    return rewired(network, {key: value for key, value in (config.model or {}).items() if key in WIRING}), pairs
 
 
 def write_model(
@@ -240,7 +240,7 @@ def _refuse_changes(config: TrainConfig, network: Any, pairs: PairTokenizer) -> 
         raise ConfigError("layers: a model artifact keeps all its layers; leave it out, or start from a BERT folder")
     own = network.config.plain()
     for key, value in (config.model or {}).items():
-        if own.get(key) != value:
+        if own.get(key) != value and key not in WIRING:
             raise ConfigError(f"model.{key}: {value}, but the start has {own.get(key)}; leave it out")
     if config.pairs is not None and config.pairs != pairs.config:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Laws that every network in MODELS keeps on every backend in BACKENDS. New ones join by themselves."""
+"""Laws that every network in MODELS, late joins too, keeps on every backend in BACKENDS; new ones join unasked."""
 
 from __future__ import annotations
 
@@ -36,11 +36,24 @@ INT8_BOUND = 0.08
 EXACT = sorted(BACKENDS.keys() - {"onnx-int8"})
 
 
-@pytest.fixture(scope="session", params=sorted(MODELS))
+# A kind of network, and settings that change what it computes.
+KINDS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in sorted(MODELS)),
+    ("ei_src", {"join_layer": 1}),
+    ("ei_src", {"layers": 3, "join_layer": 1, "one_way": True}),
+]
+
+
+def kind_name(kind: tuple[str, dict[str, Any]]) -> str:
+    return "-".join([kind[0], *(f"{key}={value}" for key, value in kind[1].items())])
+
+
+@pytest.fixture(scope="session", params=KINDS, ids=kind_name)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_pairs: PairTokenizer) -> Any:
     """Network and model folder, with all graph files, of each kind of network."""
-    network = request.getfixturevalue("network_maker")(request.param, tiny_pairs.vocabulary_size)
-    folder = tmp_path_factory.mktemp(request.param) / "model"
+    name, settings = request.param
+    network = request.getfixturevalue("network_maker")(name, tiny_pairs.vocabulary_size, **settings)
+    folder = tmp_path_factory.mktemp(name) / "model"
     with write_artifact(folder, "model", {}) as aside:
         save_network(aside, network, tiny_pairs)
         write_graph(network, aside)

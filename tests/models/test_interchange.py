@@ -325,6 +325,7 @@ def test_what_plain_bert_cannot_express_is_not_exported(
     for network, pairs, words in (
         (tiny_network, tiny_pairs, "`positions: block`, which plain BERT has not; train with `positions: running`"),
         (network_maker("ei_src", size, term_classes=True), running, "reads term classes"),
+        (network_maker("ei_src", size, join_layer=1), running, "joins query and title late.*`join_layer: 0`"),
         (network_maker("sbert", size), running, "a SBERT is no plain BERT cross-encoder; only ei_src"),
     ):
         with pytest.raises(ArtifactError, match=words):

