@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field
 from tokenizers import Tokenizer
 
 from pertinent.artifact import (
@@ -22,7 +22,7 @@ from pertinent.artifact import (
     write_json,
     write_text,
 )
-from pertinent.config import Config
+from pertinent.config import Config, TimeZone
 from pertinent.data.readers import read_table
 from pertinent.data.splits import bucket
 from pertinent.errors import DataError
@@ -77,7 +77,7 @@ class LexiconConfig(Config):
     log_columns: dict[str, str] = {}
     fields: tuple[str, ...] = Field(("title",), min_length=1)
     days: int | None = Field(365, ge=1)
-    time_zone: str | None = None
+    time_zone: TimeZone | None = None
     base: str | None = None
     limit: int = Field(20_000, ge=1)
     min_count: int = Field(3, ge=1)
@@ -87,16 +87,6 @@ class LexiconConfig(Config):
     held_out: float = Field(0.1, ge=0.0, lt=1.0)
     chunk: int = Field(20_000, ge=1)
     progress: bool = False
-
-    @field_validator("time_zone")
-    @classmethod
-    def _known_zone(cls, name: str | None) -> str | None:
-        if name is not None:
-            try:
-                zoneinfo.ZoneInfo(name)
-            except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-                raise ValueError("is not a time zone; name one such as UTC or Europe/Berlin") from None
-        return name
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from pydantic import Field
 
 from pertinent.config import Config
 from pertinent.errors import DataError
+from pertinent.mining.engines import stage
 from pertinent.mining.formats import NEGATIVE
-from pertinent.mining.readers import RawLog, stage
 from pertinent.mining.schema import CLICK, DAY, EVENTS, LEVEL_NUMBERS, LEVELS
 from pertinent.mining.sessions import search_ids, sessions
+from pertinent.mining.sources import RawLog
 
 Action = Literal["drop", "keep", "refuse"]
 VIEW = LEVEL_NUMBERS["view"]

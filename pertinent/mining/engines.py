@@ -19,6 +19,10 @@ from pertinent.errors import DataError, need
 
 if TYPE_CHECKING:
     import ibis
+    import pyarrow as pa
+
+# Rows go through Python in parts of this size.
+ROWS = 50_000
 
 
 class DuckDBEngine(Config):
@@ -84,6 +88,35 @@ def write_parquet(connection: ibis.BaseBackend, table: ibis.Table, path: str | P
         leftover.unlink()
     for number, part in enumerate(sorted(path.glob("part-*.parquet"))):
         part.rename(path / f"part-{number:05}.parquet")
+
+
+def stage(connection: ibis.BaseBackend, table: ibis.Table, path: Path) -> ibis.Table:
+    """The table, computed once and kept in a Parquet file (a folder on Spark), in no order."""
+    if connection.name == "duckdb":
+        connection.to_parquet(table, path, compression="snappy")
+    else:
+        frame = connection._session.sql(connection.compile(table))
+        frame.write.mode("overwrite").option("compression", "snappy").parquet(str(path))
+    return read_parquet(connection, path)
+
+
+def write_rows(rows: Iterator[tuple[Any, ...]], schema: pa.Schema, path: Path) -> None:
+    """Write tuples to a Parquet file, a part at a time."""
+    pa, pq = need("pyarrow", "logs"), need("pyarrow.parquet", "logs")
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        part: list[tuple[Any, ...]] = []
+
+        def write() -> None:
+            columns = list(zip(*part, strict=True)) or [()] * len(schema)
+            arrays = [pa.array(column, f.type) for column, f in zip(columns, schema, strict=True)]
+            writer.write_table(pa.table(arrays, schema=schema))
+            part.clear()
+
+        for row in rows:
+            part.append(row)
+            if len(part) == ROWS:
+                write()
+        write()
 
 
 def _as_declared(table: ibis.Table) -> ibis.Table:

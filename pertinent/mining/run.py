@@ -78,11 +78,12 @@ from pertinent.mining.positions import (  # noqa: E402
     fit_position_model,
 )
 from pertinent.mining.queries import ClarityConfig, QueryConfig, clear_queries, query_volumes  # noqa: E402
-from pertinent.mining.readers import LogConfig, RawLog, files_of, read_log, sentence  # noqa: E402
+from pertinent.mining.readers import read_log  # noqa: E402
 from pertinent.mining.report import day_name, report_numbers, report_page  # noqa: E402
 from pertinent.mining.schema import CLICK  # noqa: E402
 from pertinent.mining.sequences import SequenceConfig, user_sequences  # noqa: E402
 from pertinent.mining.sessions import SessionConfig  # noqa: E402
+from pertinent.mining.sources import LogConfig, RawLog, files_of, sentence  # noqa: E402
 from pertinent.mining.stages import Stages, work_folder  # noqa: E402
 from pertinent.mining.unlabeled import UnlabeledConfig, same_words, unlabeled_pairs  # noqa: E402
 

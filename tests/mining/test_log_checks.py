@@ -11,9 +11,10 @@ from pertinent.errors import ConfigError, DataError
 from pertinent.mining.checks import CHECKS, CheckConfig, check_events, newest_believable
 from pertinent.mining.daily import daily_actions, day_volumes
 from pertinent.mining.engines import read_parquet
-from pertinent.mining.readers import LogConfig, read_log
+from pertinent.mining.readers import read_log
 from pertinent.mining.schema import EVENTS, LEVEL_NUMBERS, require
 from pertinent.mining.sequences import user_sequences
+from pertinent.mining.sources import LogConfig
 
 DAY = 86_400
 START = int(dt.datetime(2026, 11, 2, 10, tzinfo=dt.UTC).timestamp())

@@ -13,8 +13,9 @@ import pytest
 from pertinent.cli import main
 from pertinent.errors import ConfigError, DataError, PertinentError
 from pertinent.lexicon.reading import query_counts
-from pertinent.mining.readers import LogConfig, RawLog, read_log
+from pertinent.mining.readers import read_log
 from pertinent.mining.run import MineConfig, mine
+from pertinent.mining.sources import LogConfig, RawLog
 
 SHOP: dict[str, list[Any]] = {
     "user_id": ["ü-1", "ü-1", "u-2"],

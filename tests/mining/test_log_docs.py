@@ -10,8 +10,8 @@ import yaml
 
 from pertinent.mining.checks import CHECKS, CheckConfig
 from pertinent.mining.formats import GA4_EVENTS, SEGMENT_EVENTS, SNOWPLOW_TYPES, word
-from pertinent.mining.readers import LogConfig
 from pertinent.mining.sessions import SessionConfig
+from pertinent.mining.sources import LogConfig
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "logs.md").read_text(encoding="utf-8")
 

@@ -13,8 +13,9 @@ import pytest
 from pertinent.cli import main
 from pertinent.errors import ConfigError, DataError
 from pertinent.mining.engines import read_parquet
-from pertinent.mining.readers import NOTES, RAW_EVENTS, LogConfig, files_of, read_log, sentence
+from pertinent.mining.readers import read_log
 from pertinent.mining.schema import LEVELS
+from pertinent.mining.sources import NOTES, RAW_EVENTS, LogConfig, files_of, sentence
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SAMPLE = Path(__file__).resolve().parents[2] / "examples" / "data" / "ubi" / "logs.parquet"

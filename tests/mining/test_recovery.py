@@ -11,11 +11,12 @@ import pytest
 from pertinent.data.synthetic import SynthesizeConfig, synthesize
 from pertinent.mining.checks import CheckConfig, check_events
 from pertinent.mining.daily import daily_counts, daily_positions, page_items, total_positions
-from pertinent.mining.engines import read_parquet, write_parquet
+from pertinent.mining.engines import read_parquet, stage, write_parquet
 from pertinent.mining.neighbors import NeighborConfig, neighbors
 from pertinent.mining.positions import PositionConfig, fit_position_model
-from pertinent.mining.readers import LogConfig, read_log, stage
+from pertinent.mining.readers import read_log
 from pertinent.mining.sessions import SessionConfig
+from pertinent.mining.sources import LogConfig
 
 pytestmark = pytest.mark.slow
 
