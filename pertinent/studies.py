@@ -6,15 +6,17 @@ where it stopped, and one whose settings changed does only what changed.
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import logging
 import math
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ from pydantic import Field, model_validator
 from pertinent import __version__
 from pertinent.artifact import MANIFEST, open_artifact, read_json, write_json, write_text
 from pertinent.config import Config
+from pertinent.data.splits import SPLITS, bucket
 from pertinent.errors import ConfigError, PertinentError
 from pertinent.evaluation.compare import Difference, compare_means, mean_estimates
 from pertinent.evaluation.evaluate import RESAMPLES, evaluate_scores, score_judgments
@@ -33,10 +36,16 @@ from pertinent.folders import shipped_folder
 from pertinent.lexicon.pairs import PairConfig
 from pertinent.records import Judgment, PairScorer, Split
 from pertinent.rivals import SentenceTransformersConfig
+from pertinent.text import normalize
+
+if TYPE_CHECKING:
+    from pertinent.training.data import JudgedData
 
 logger = logging.getLogger(__name__)
 
 SHIPPED = "shipped"
+# Of the queries that a fold does not hold out: for choosing and calibrating.
+VALID_SHARE = 1 / 8
 
 
 class LexicalSystem(Config):
@@ -91,6 +100,10 @@ class StudyConfig(Config):
 
     Judgments are given as for training: a ``sample`` or a file, with their splits. Systems that are
     trained learn from the split ``train``, choose by ``valid``, and all are measured on ``split``.
+
+    With ``folds`` every judgment is measured, by a model that saw no judgment of its query: the
+    queries are dealt into that many parts, and each part is held out once. A ``model`` is taken as
+    it is, so it must not have learned from these judgments.
     """
 
     title: str
@@ -100,6 +113,7 @@ class StudyConfig(Config):
     scale: str | None = None
     positive_grade: float = Field(1.0, gt=0.0, le=1.0)
     split: Split = "test"
+    folds: int | None = Field(None, ge=2, le=50)
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     metrics: tuple[str, ...] = ("auc", "spearman", "ndcg@10", "macro_f1", "accuracy")
     bootstrap: int = Field(RESAMPLES, ge=0)
@@ -200,15 +214,21 @@ def run_study(config: StudyConfig) -> Study:
         (0.8, 0.1, 0.1),
         "",
     )
-    judged = data.of(config.split)
-    if not judged:
-        raise ConfigError(f"split: the judgments have no rows of split {config.split!r}")
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
+    judged = data.judgments if config.folds is not None else data.of(config.split)
+    if not judged:
+        raise ConfigError(f"split: the judgments have no rows of split {config.split!r}")
+    whole = Part(data, judged, np.arange(len(judged)), _source(config))
+    folds = [whole] if config.folds is None else deal(data, config.folds, out)
     rows = []
     for system in config.systems:
-        seeds = config.seeds if isinstance(system, (TrainSystem, SentenceTransformersSystem)) else (0,)
-        runs = [_measured(config, system, seed, data, judged, out) for seed in seeds]
+        trained = isinstance(system, (TrainSystem, SentenceTransformersSystem))
+        runs = [
+            _joined([_measured(config, system, seed, part, out) for part in parts], parts)
+            for parts in ([folds] if trained else [[whole]])
+            for seed in (config.seeds if trained else (0,))
+        ]
         evaluations = [
             evaluate_scores(
                 scores, judged, name=system.name, positive_grade=config.positive_grade, bootstrap=config.bootstrap
@@ -224,10 +244,80 @@ def run_study(config: StudyConfig) -> Study:
     return _write(config, rows, judged, out)
 
 
-def _measured(
-    config: StudyConfig, system: System, seed: int, data: Any, judged: Sequence[Judgment], out: Path
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one model learns from and is measured on.
+
+    ``places`` are those of ``judged`` among all that the study measures; ``source`` has the settings
+    of training that read ``data`` again.
+    """
+
+    data: JudgedData
+    judged: list[Judgment]
+    places: NDArray[np.int64]
+    source: dict[str, Any]
+    name: str = ""
+
+
+def deal(data: JudgedData, folds: int, out: Path) -> list[Part]:
+    """The judgments ``folds`` times over, each time other queries held out; together every query once.
+
+    The part of a query follows from its text alone. Of the rest, one query in eight is for choosing
+    and calibrating. Each part's table is written to ``out``, for training to read.
+    """
+    parts = []
+    for number in range(folds):
+        splits = _fold_splits([j.query for j in data.judgments], number, folds)
+        rows = [replace(judgment, split=split) for judgment, split in zip(data.judgments, splits, strict=True)]
+        missing = [split for split in SPLITS if not any(row.split == split for row in rows)]
+        if missing:
+            raise ConfigError(
+                f"folds: part {number + 1} of {folds} has no judgment for {missing[0]}; "
+                "give fewer folds, or judgments of more queries"
+            )
+        path = out / f"judgments-fold-{number + 1}-of-{folds}.csv"
+        columns = ("query", "item_id", "title", "grade", "label", "split", "segment")
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([["" if v is None else v for v in (getattr(row, c) for c in columns)] for row in rows])
+        write_text(path, text.getvalue())
+        places = np.array([place for place, row in enumerate(rows) if row.split == "test"], dtype=np.int64)
+        source = {"judgments": str(path), **({} if data.scale is None else {"scale": data.scale.name})}
+        parts.append(
+            Part(
+                replace(data, judgments=rows), [rows[place] for place in places], places, source, f"-fold-{number + 1}"
+            )
+        )
+    return parts
+
+
+def _fold_splits(queries: Sequence[str], number: int, folds: int) -> list[Split]:
+    texts = [normalize(query) for query in queries]
+    rest = sorted({t for t in texts if int(bucket(t, "folds") * folds) != number}, key=lambda t: bucket(t, "valid"))
+    chosen = set(rest[: math.ceil(len(rest) * VALID_SHARE)])
+    learned = set(rest) - chosen
+    return ["train" if text in learned else "valid" if text in chosen else "test" for text in texts]
+
+
+def _source(config: StudyConfig) -> dict[str, Any]:
+    values = {"sample": config.sample, "judgments": config.judgments, "items": config.items, "scale": config.scale}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _joined(
+    measured: Sequence[tuple[NDArray[np.float64], dict[str, Any]]], parts: Sequence[Part]
 ) -> tuple[NDArray[np.float64], dict[str, Any]]:
-    """Scores of one system and seed, from the study's folder where they are there for these settings."""
+    """The scores of all parts in the order of the judgments; facts are those of the first part."""
+    scores = np.concatenate([found for found, _ in measured])
+    places = np.concatenate([part.places for part in parts])
+    return scores[np.argsort(places)], measured[0][1]
+
+
+def _measured(
+    config: StudyConfig, system: System, seed: int, part: Part, out: Path
+) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    """Scores of one system, seed and part, from the study's folder where they are there for these settings."""
     digest = hashlib.sha256(
         json.dumps(
             [
@@ -235,20 +325,21 @@ def _measured(
                 _versions(system),
                 seed,
                 config.positive_grade,
-                [[j.query, j.title, j.grade, j.split] for j in data.judgments],
+                part.places.tolist(),
+                [[j.query, j.title, j.grade, j.split] for j in part.data.judgments],
             ]
         ).encode()
     ).hexdigest()[:16]
     name = "".join(c if c.isalnum() else "-" for c in system.name.lower())
-    place = out / f"{name}-{seed}"
+    place = out / f"{name}-{seed}{part.name}"
     file = place.with_suffix(".json")
     if file.is_file():
         found = read_json(file)
         if found.get("digest") == digest:
             return np.array(found["scores"], dtype=np.float64), found["facts"]
-    logger.info("%s, seed %d", system.name, seed)
-    scorer, facts = _BUILDERS[system.type](config, system, seed, data, place)
-    scores = score_judgments(scorer, judged)
+    logger.info("%s, seed %d%s", system.name, seed, part.name.replace("-", " "))
+    scorer, facts = _BUILDERS[system.type](config, system, seed, part, place)
+    scores = score_judgments(scorer, part.judged)
     write_json(file, {"digest": digest, "facts": facts, "scores": [float(score) for score in scores]})
     return scores.astype(np.float64), facts
 
@@ -289,15 +380,15 @@ def _check(config: StudyConfig) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def _lexical(config: StudyConfig, system: Any, seed: int, data: Any, place: Path) -> tuple[PairScorer, dict[str, Any]]:
+def _lexical(config: StudyConfig, system: Any, seed: int, part: Part, place: Path) -> tuple[PairScorer, dict[str, Any]]:
     from pertinent.models.lexical import BM25, TFIDF
 
-    titles = dict.fromkeys(judgment.title for judgment in data.judgments)
+    titles = dict.fromkeys(judgment.title for judgment in part.data.judgments)
     return (BM25 if system.type == "bm25" else TFIDF)().fit(titles), {}
 
 
 def _bi_encoder(
-    config: StudyConfig, system: Any, seed: int, data: Any, place: Path
+    config: StudyConfig, system: Any, seed: int, part: Part, place: Path
 ) -> tuple[PairScorer, dict[str, Any]]:
     from pertinent.models.interchange import start_from
 
@@ -305,20 +396,19 @@ def _bi_encoder(
     return _torch_scorer(network, pairs, system.name), _size(network)
 
 
-def _model(config: StudyConfig, system: Any, seed: int, data: Any, place: Path) -> tuple[PairScorer, dict[str, Any]]:
+def _model(config: StudyConfig, system: Any, seed: int, part: Part, place: Path) -> tuple[PairScorer, dict[str, Any]]:
     from pertinent.engine.scorer import Scorer
 
     scorer = Scorer.load(system.model)
     return scorer, {"version": scorer.version}
 
 
-def _trained(config: StudyConfig, system: Any, seed: int, data: Any, place: Path) -> tuple[PairScorer, dict[str, Any]]:
+def _trained(config: StudyConfig, system: Any, seed: int, part: Part, place: Path) -> tuple[PairScorer, dict[str, Any]]:
     from pertinent.engine.scorer import Scorer
     from pertinent.training.run import TrainConfig, train
 
-    source = {"sample": config.sample, "judgments": config.judgments, "items": config.items, "scale": config.scale}
     values = {
-        **{name: value for name, value in source.items() if value is not None},
+        **part.source,
         "positive_grade": config.positive_grade,
         "resume": True,
         **system.train,
@@ -329,12 +419,12 @@ def _trained(config: StudyConfig, system: Any, seed: int, data: Any, place: Path
     return Scorer.load(artifact.path), {"version": artifact.version}
 
 
-def _rival(config: StudyConfig, system: Any, seed: int, data: Any, place: Path) -> tuple[PairScorer, dict[str, Any]]:
+def _rival(config: StudyConfig, system: Any, seed: int, part: Part, place: Path) -> tuple[PairScorer, dict[str, Any]]:
     from pertinent.rivals import CrossEncoderScorer, train_cross_encoder
 
     settings = SentenceTransformersConfig.build({**system.train, "seed": seed}, f"{system.name}: train")
     place.mkdir(parents=True, exist_ok=True)
-    model = train_cross_encoder(settings, data.of("train"), data.of("valid"), config.positive_grade, place)
+    model = train_cross_encoder(settings, part.data.of("train"), part.data.of("valid"), config.positive_grade, place)
     return CrossEncoderScorer(model, system.name), _size(model)
 
 
@@ -362,8 +452,9 @@ def _size(network: Any) -> dict[str, Any]:
 
 
 def _write(config: StudyConfig, rows: list[Row], judged: Sequence[Judgment], out: Path) -> Study:
+    chosen = f"split {config.split}" if config.folds is None else f"each query held out once in {config.folds} folds"
     facts = {
-        "data": f"{config.sample or config.judgments}, split {config.split}: {len(judged):,} pairs, "
+        "data": f"{config.sample or config.judgments}, {chosen}: {len(judged):,} pairs, "
         f"{len({row.query for row in judged}):,} queries",
         "seeds": ", ".join(map(str, config.seeds)),
         "machine": f"{platform.machine()} {platform.system()}, Python {platform.python_version()}",

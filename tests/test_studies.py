@@ -188,3 +188,35 @@ def test_means_over_runs_agree_with_single_runs() -> None:
     above = compare_means(good, bad)["auc"]
     assert above.low > 0
     assert above.p_value < 0.05
+
+
+def test_folds_measure_every_judgment_by_a_model_that_saw_no_judgment_of_its_query(config: dict[str, Any]) -> None:
+    config |= {"folds": 2, "seeds": [0]}
+    config["systems"] = [config["systems"][0], config["systems"][2]]
+    study = run_study(StudyConfig.build(config))
+    out = Path(config["out"])
+    tables = [list(csv.DictReader((out / f"judgments-fold-{n}-of-2.csv").read_text().splitlines())) for n in (1, 2)]
+    held_out = [{row["query"] for row in table if row["split"] == "test"} for table in tables]
+    assert held_out[0] | held_out[1] == set(WORDS)
+    assert not held_out[0] & held_out[1]
+    assert all(len(row.evaluations[0].scores) == 60 for row in study.rows)
+    assert study.rows[0].mean["auc"].value == 1.0  # the scores are in the order of the judgments
+    ours = [json.loads((out / f"ours-0-fold-{n}.json").read_text())["scores"] for n in (1, 2)]
+    queries = [word for word in WORDS for _ in range(4)]
+    joined = study.rows[1].evaluations[0].scores
+    for number, part in enumerate(ours):
+        assert part == [joined[place] for place, query in enumerate(queries) if query in held_out[number]]
+    assert "2 folds" in study.facts["data"]
+
+
+def test_more_folds_than_queries_are_refused(config: dict[str, Any]) -> None:
+    config |= {"folds": 50, "systems": config["systems"][:1]}
+    with pytest.raises(ConfigError, match=r"folds: part \d+ of 50 has no judgment for test"):
+        run_study(StudyConfig.build(config))
+
+
+def test_another_split_is_measured_again(config: dict[str, Any]) -> None:
+    config["systems"] = config["systems"][:1]
+    run_study(StudyConfig.build(config))
+    study = run_study(StudyConfig.build(config | {"split": "train"}))
+    assert "split train: 32 pairs" in study.facts["data"]
