@@ -5,7 +5,7 @@ Parameter names follow our own nouns; ``BERT_NAMES`` maps them to Hugging Face B
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pertinent.config import Config
+from pertinent.models.joining import kept_layers
 
 TERM_CLASSES = 7  # none, material, function, usage, specification, style, core (ei-SRC, section 5)
 
@@ -110,16 +111,44 @@ class Layer(nn.Module):
         A mask ``[batch, length, length]`` says so for each row by itself. With ``first_only`` just the
         states of the first token, ``[batch, 1, width]``.
         """
-        batch, length, width = states.shape
-        split = (batch, length, self.heads, width // self.heads)
-        k, v = (f(states).view(split).transpose(1, 2) for f in (self.key, self.value))
-        if first_only:
-            states, length = states[:, :1], 1
-        q = self.query(states).view(batch, length, *split[2:]).transpose(1, 2)
-        keys = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None, :length]
+        return self.read(states[:, :1] if first_only else states, states, mask)
+
+    def read(self, readers: Tensor, read: Tensor, mask: Tensor) -> Tensor:
+        """New states of the readers ``[batch, readers, width]``, which read ``read [batch, length, width]``.
+
+        The mask is that of ``forward``; of one for each row, the first rows are those of the readers.
+        """
+        q, k, v = (self._split(f(x)) for f, x in ((self.query, readers), (self.key, read), (self.value, read)))
+        keys = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None, : readers.shape[1]]
         seen = attend(q, k, v, keys, self.dropout_rate if self.training else 0.0)
-        joined = self.attention_out(seen.transpose(1, 2).reshape(batch, length, width))
-        states = self.attention_norm(states + self.dropout(joined))
+        return self._finish(readers, seen.transpose(1, 2).flatten(2))
+
+    def read_shared(self, query: Tensor, titles: Tensor, mask: Tensor) -> Tensor:
+        """New states ``[batch, 1, width]`` of the first token of one query for many titles.
+
+        Equal to ``read`` by the first token of ``query [1, q, width]`` with each of ``titles [batch,
+        length, width]`` behind it, without keys and values of all tokens: ``q . (x W_k)`` is
+        ``(q W_k^T) . x``, and ``sum p (x W_v)`` is ``(sum p x) W_v``. What the bias of the keys adds is
+        the same for all tokens and leaves the softmax as it is.
+        """
+        heads, size = self.heads, query.shape[-1] // self.heads
+        first = self.query(query[0, :1]).view(heads, 1, size) * size**-0.5
+        asked = (first @ self.key.weight.view(heads, size, -1))[:, 0].T  # [width, heads]
+        hidden = (~mask).to(titles.dtype)[..., None] * -1e9
+        own = (query[0] @ asked).expand(len(titles), -1, -1)  # [batch, q, heads]
+        weights = torch.softmax(torch.cat([own, titles @ asked + hidden], dim=1), dim=1).transpose(1, 2)
+        border = query.shape[1]
+        mixed = weights[:, :, :border] @ query[0] + weights[:, :, border:] @ titles  # [batch, heads, width]
+        values = self.value.weight.view(heads, size, -1).transpose(1, 2)  # [heads, width, size]
+        seen = (mixed.transpose(0, 1) @ values).transpose(0, 1).flatten(1) + self.value.bias
+        return self._finish(query[:, :1], seen[:, None])
+
+    def _split(self, states: Tensor) -> Tensor:
+        batch, length, width = states.shape
+        return states.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
+
+    def _finish(self, states: Tensor, seen: Tensor) -> Tensor:
+        states = self.attention_norm(states + self.dropout(self.attention_out(seen)))
         fed = self.feed_out(F.gelu(self.feed_in(states)))
         return self.feed_norm(states + self.dropout(fed))
 
@@ -157,6 +186,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.join_layer = config.join_layer
         self.one_way = config.one_way
+        self.kept = kept_layers(config.layers, config.join_layer, config.one_way)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
 
     def forward(
@@ -180,6 +210,46 @@ class Encoder(nn.Module):
             return mask
         assert segment_ids is not None, "a late join needs segment_ids"
         return reading_mask(mask, segment_ids, below)
+
+    def ahead(self, titles: Tensor, mask: Tensor) -> Tensor:
+        """What is known of titles before the query, ``[batch, length, state width]``, from their embeddings.
+
+        The states that enter each of the layers ``kept``, side by side.
+        """
+        found = []
+        for number in range(self.kept.stop):
+            if number in self.kept:
+                found.append(titles)
+            if number + 1 < self.kept.stop:
+                titles = self.layers[number](titles, mask)
+        return torch.cat(found, dim=-1)
+
+    def join(self, query: Tensor, ahead: Tensor, mask: Tensor) -> Tensor:
+        """First-token states ``[batch, 1, width]`` of the embeddings of one query with titles known ahead.
+
+        ``query`` is ``[1, q, width]`` without padding; ``ahead`` is what ``ahead`` gave, of any float
+        type, with its ``mask [batch, length]``.
+        """
+        titles = ahead.to(query.dtype).split(query.shape[-1], dim=-1)
+        real = torch.ones_like(query[..., 0], dtype=torch.bool)
+        for number in range(self.join_layer):
+            query = self.layers[number](query, real)
+        if self.join_layer == len(self.layers) - 1:
+            last: Any = self.layers[-1]
+            return last.read_shared(query, titles[0], mask)
+        query = query.expand(len(mask), -1, -1)
+        mask = torch.cat([real.expand(len(mask), -1), mask], dim=1)
+        both = torch.cat([query, titles[0]], dim=1)
+        for number in range(self.join_layer, len(self.layers)):
+            layer: Any = self.layers[number]
+            first = number == len(self.layers) - 1
+            if not self.one_way:
+                both = layer(both, mask, first)
+                continue
+            query = layer.read(both[:, :1] if first else both[:, : query.shape[1]], both, mask)
+            if not first:
+                both = torch.cat([query, titles[number + 1 - self.join_layer]], dim=1)
+        return (query if self.one_way else both)[:, :1]
 
 
 def initialize(module: nn.Module, deviation: float = 0.02) -> None:

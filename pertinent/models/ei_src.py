@@ -39,6 +39,21 @@ class EiSRC(nn.Module):
         states = self.embeddings(token_ids, segment_ids, position_ids, term_class_ids)
         return self.head(self.encoder(states, mask, first_only=True, segment_ids=segment_ids))
 
+    def ahead(self, token_ids: Tensor, mask: Tensor, position_ids: Tensor, term_class_ids: Tensor) -> Tensor:
+        """What a late join knows of titles before the query: ``[batch, length, state width]``.
+
+        For ids ``[batch, length]`` of title blocks alone, at the positions that they have in a pair.
+        """
+        states = self.embeddings(token_ids, torch.ones_like(token_ids), position_ids, term_class_ids)
+        return self.encoder.ahead(states, mask)
+
+    def join(
+        self, token_ids: Tensor, position_ids: Tensor, term_class_ids: Tensor, item_states: Tensor, item_mask: Tensor
+    ) -> Tensor:
+        """Logits ``[batch, labels]`` of one query, ids ``[1, query length]``, with titles that ``ahead`` was given."""
+        states = self.embeddings(token_ids, torch.zeros_like(token_ids), position_ids, term_class_ids)
+        return self.head(self.encoder.join(states, item_states, item_mask))
+
     def head(self, states: Tensor) -> Tensor:
         """Logits from the last states: ``W_c tanh(W_p H_cls + b_p) + b_c``."""
         pooled = torch.tanh(self.pooler(states[:, 0]))

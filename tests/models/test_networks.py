@@ -329,6 +329,36 @@ def test_a_late_join_has_the_weights_of_the_exact_network_but_other_scores(
     assert (relevance_logit(forward(late, batch)) - relevance_logit(forward(exact, batch))).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("settings", [*LATE, {"layers": 1, "one_way": True}], ids=str)
+def test_titles_known_ahead_score_as_whole_pairs(
+    network_maker: Any, tiny_pairs: PairTokenizer, settings: dict[str, Any]
+) -> None:
+    network = network_maker("ei_src", tiny_pairs.vocabulary_size, term_classes=True, **settings)
+    kept = settings["layers"] - settings.get("join_layer", 0) if settings.get("one_way") else 1
+    for query in QUERIES:
+        batch = tiny_pairs.pair([query] * len(TITLES), TITLES)
+        border = batch.query_length
+        classes = np.where(batch.mask & (np.arange(batch.mask.shape[1]) > 0), 2, 0)
+        arrays = {**batch.inputs(), "term_class_ids": classes}
+        inputs = {name: torch.from_numpy(value) for name, value in arrays.items() if name != "segment_ids"}
+        titles = {name: value[:, border:] for name, value in inputs.items()}
+        asked = {name: value[:1, :border] for name, value in inputs.items() if name != "mask"}
+        with torch.inference_mode():
+            ahead = network.ahead(**titles)
+            joined = network.join(**asked, item_states=ahead, item_mask=titles["mask"])
+        assert ahead.shape[-1] == kept * 16
+        close(joined, forward(network, batch, term_class_ids=classes))
+
+
+def test_no_titles_join_to_no_logits(network_maker: Any, tiny_pairs: PairTokenizer) -> None:
+    for settings in LATE:
+        network = network_maker("ei_src", tiny_pairs.vocabulary_size, **settings)
+        ids = torch.zeros((1, 3), dtype=torch.int64)
+        width = 16 * len(network.encoder.kept)
+        states, mask = torch.zeros((0, 4, width)), torch.zeros((0, 4), dtype=torch.bool)
+        assert network.join(ids, ids, ids, states, mask).shape == (0, 2)
+
+
 def test_a_join_in_the_first_layer_is_the_exact_network(network_maker: Any, tiny_pairs: PairTokenizer) -> None:
     batch = tiny_pairs.pair(QUERIES, TITLES)
     exact, spelled = (network_maker("ei_src", tiny_pairs.vocabulary_size, **s) for s in ({}, {"join_layer": 0}))
