@@ -95,6 +95,19 @@ def named(text: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
+def weights(text: str) -> dict[int, float]:
+    """Numbers with their weights, from ``10:9,3000:1``; a number alone has the weight 1.
+
+    >>> weights("10:9, 3000")
+    {10: 9.0, 3000: 1.0}
+    """
+    pairs = [part.partition(":") for part in names(text)]
+    try:
+        return {int(number): float(weight) if colon else 1.0 for number, colon, weight in pairs}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 10:9,3000:1") from None
+
+
 def positive(text: str) -> int:
     """A whole number from 1.
 
@@ -389,6 +402,32 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+    "load": Command(
+        "send requests to a server at a set rate, and say how fast it answers",
+        "pertinent.load.plan:LoadConfig",
+        "pertinent.load.run:load",
+        "pertinent.commands:show_load",
+        (
+            Flag("url", "url", "where the server is; left out: http://127.0.0.1:8080"),
+            Flag("--rate", "rate", "requests a second, sent whether or not earlier ones were answered", float, "N"),
+            Flag("--seconds", "seconds", "how long", float, "S"),
+            Flag("--mix", "mix", "numbers of documents with their weights, such as 10:9,3000:1", weights, "N:W,..."),
+            Flag("--by", "by", "texts, or with the dialect relevance also ids or rows of the index", metavar="NAME"),
+            Flag("--dialect", "dialect", "what to speak: cohere, tei, relevance...", metavar="NAME"),
+            Flag("--connections", "connections", "how many to have open at most", positive, "N"),
+            Flag("--within-ms", "within_ms", "an answer that takes longer does not count as good", float, "MS"),
+            ITEMS,
+            COLUMNS,
+            Flag("--queries", "queries", "a text file with a query a line; left out: words of titles", metavar="FILE"),
+            Flag("--report", "report", "write one self-contained HTML page with charts", metavar="FILE"),
+            Flag("--allow-remote", "allow_remote", "the server may be another machine", switch=True),
+        ),
+        (
+            "pertinent load --rate 20 --seconds 30 --mix 100:1",
+            "pertinent load --rate 50 --mix 10:9,3000:1 --within-ms 200 --report load.html",
+            "pertinent load http://127.0.0.1:8080 --dialect relevance --by ids --items items.parquet --mix 3000:1",
+        ),
+    ),
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of the command: 0, 2 for what the user can mend, 130 for Ctrl-C."""
     _tolerate_any_text()

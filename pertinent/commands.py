@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pertinent.evaluation.evaluate import EvaluateConfig
     from pertinent.evaluation.result import Evaluation
     from pertinent.explain import ExplainConfig, ExplainedText, Explanation
+    from pertinent.load.results import Load
     from pertinent.mining.run import MineConfig
     from pertinent.serving.run import Stopped
 
@@ -261,6 +262,24 @@ def show_health(result: Health, config: Config) -> None:
 
 def show_explanation(result: Explanation, config: ExplainConfig) -> None:
     """Print the query's terms, then each item's with the words that matched."""
+def show_load(result: Load, config: Config) -> None:
+    """Print latency by size, and what did not go well."""
+    from pertinent.load.page import HEADER, row_of
+
+    groups = [*result.groups, result.total] if len(result.groups) > 1 else list(result.groups)
+    print_table(HEADER, [row_of(group) for group in groups])
+    answers = ", ".join(f"{count} x {status}" for status, count in result.statuses.items())
+    print_lines(
+        [
+            "times in milliseconds, from when a request was due",
+            f"good answers: {result.goodput:g} a second; documents: {result.documents_per_second:,.0f} a second",
+            f"answers: {answers}; requests were sent up to {result.lag_p99_ms:.1f} ms late (p99)",
+            *(f"problem: {count} x {problem}" for problem, count in result.problems.items()),
+            *([f"report: {result.report}"] if result.report else []),
+        ]
+    )
+
+
     print_lines([f"query: {printable(result.query.text)}", f"tokens: {_pieces(result.query)}"])
     print_table(["term", "class", "source"], [[t.text, t.term_class, t.source] for t in result.query.terms])
     for item in result.results:
