@@ -9,6 +9,7 @@ nothing but an artifact of the same kind is ever replaced.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import difflib
 import glob
 import hashlib
@@ -16,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -170,8 +172,11 @@ def swap(new: Path, path: Path) -> None:
     if not path.exists():
         os.rename(new, path)
         return
-    # Two renames: a folder cannot be replaced by one. Between them `path` is missing for some
-    # microseconds; after a crash there the old content is still beside it, under `.old`.
+    if _exchange(new, path):
+        shutil.rmtree(new, ignore_errors=True)
+        return
+    # Two renames, where the system cannot exchange two folders in one step. Between them `path` is missing
+    # for some microseconds; after a crash there the old content is still beside it, under `.old`.
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     os.rename(path, old)
     try:
@@ -180,6 +185,15 @@ def swap(new: Path, path: Path) -> None:
         os.rename(old, path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Whether two folders have changed names in one step; Linux can, on most file systems."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    if rename is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0)
 
 
 def restore(path: Path, kind: str) -> Path | None:

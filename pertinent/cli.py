@@ -267,8 +267,20 @@ COMMANDS: dict[str, Command] = {
         "pertinent.engine.index:IndexConfig",
         "pertinent.commands:index",
         "pertinent.commands:show_artifact",
-        (MODEL, ITEMS, COLUMNS, OUT),
-        ("pertinent index runs/model --items catalog.parquet --out runs/index",),
+        (
+            MODEL,
+            ITEMS,
+            COLUMNS,
+            Flag("--update", "update", "add and change the items of the file in the index that is there", switch=True),
+            Flag("--replace", "replace", "as new, but unchanged items are not tokenized again", switch=True),
+            Flag("--delete", "delete", "item ids to drop from the index that is there, one a line", metavar="FILE"),
+            OUT,
+        ),
+        (
+            "pertinent index runs/model --items catalog.parquet --out runs/index",
+            "pertinent index runs/model --items changed.csv --delete gone.txt --update --out runs/index",
+            "pertinent index runs/model --items catalog.parquet --replace --out runs/index",
+        ),
     ),
     "bench": Command(
         "measure speed, memory and cold start of a model on this machine",

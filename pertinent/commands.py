@@ -149,23 +149,40 @@ def export(config: ExportConfig) -> Artifact | PlainFolder:
 
 
 def index(config: IndexConfig) -> Artifact:
-    """An index of a catalog for one model, as a folder."""
+    """An index of a catalog for one model, as a folder: a new one, or the next generation of one."""
     from pertinent.artifact import open_artifact
-    from pertinent.data.readers import read_items
+    from pertinent.data.readers import iterate_items, read_item_ids, read_items, renames_by_file
     from pertinent.engine.index import ItemIndex
     from pertinent.folders import shipped_folder
     from pertinent.models.store import load_pairs
 
-    missing = [name for name in ("items", "out") if getattr(config, name) is None]
-    if missing:
-        raise ConfigError("\n".join(f"--{name} is required; see: pertinent index --help" for name in missing))
-    model = open_artifact(config.model or shipped_folder(), kind="model")
-    assert config.items is not None
+    _check_index(config)
     assert config.out is not None
-    ItemIndex.build(
-        read_items(config.items, rename=config.columns), load_pairs(model), config.out, model.version, config
-    )
+    model = open_artifact(config.model or shipped_folder(), kind="model")
+    pairs = load_pairs(model)
+    if config.update or config.delete is not None:
+        tables = [path for path in (config.items, config.delete) if path is not None and not path.endswith(".txt")]
+        renames = renames_by_file(tables, config.columns)
+        items = [] if config.items is None else read_items(config.items, rename=renames[config.items])
+        gone = [] if config.delete is None else read_item_ids(config.delete, renames.get(config.delete))
+        ItemIndex.update(config.out, pairs, items, gone, model.version, config)
+    else:
+        assert config.items is not None
+        make = ItemIndex.replace if config.replace and Path(config.out).exists() else ItemIndex.build
+        make(iterate_items(config.items, config.columns, config.chunk), pairs, config.out, model.version, config)
     return open_artifact(config.out, kind="index")
+
+
+def _check_index(config: IndexConfig) -> None:
+    needed = ["out"] if config.delete is not None else ["items", "out"]
+    missing = [f"--{name} is required" for name in needed if getattr(config, name) is None]
+    if missing:
+        raise ConfigError("\n".join(f"{problem}; see: pertinent index --help" for problem in missing))
+    if config.replace and (config.update or config.delete is not None):
+        raise ConfigError(
+            "--replace takes the file as the whole catalog, --update and --delete change the one that is there; "
+            "give one of them"
+        )
 
 
 def plain(result: Any) -> Any:
@@ -245,23 +262,6 @@ def show_stopped(result: Stopped, config: Config) -> None:
     print_lines([f"stopped serving at {result.url}"])
 
 
-def show_study(result: Any, config: Config) -> None:
-    """Print the table of a study."""
-    print_lines(str(result).splitlines())
-
-
-def show_health(result: Health, config: Config) -> None:
-    """Print the checks, and what to do about those that failed."""
-    marks = {"ok": "ok", "missing": "-", "problem": "PROBLEM"}
-    print_table(["", "check", "found"], [[marks[c.state], c.name, c.detail] for c in result.checks])
-    fixes = [f"{check.name}: {check.fix}" for check in result.checks if check.fix]
-    if fixes:
-        print_lines(["", "to add what is missing:", *(f"  {fix}" for fix in fixes)])
-    print_lines(["", "scoring works here" if result.can_score else "scoring does not work here yet"])
-
-
-def show_explanation(result: Explanation, config: ExplainConfig) -> None:
-    """Print the query's terms, then each item's with the words that matched."""
 def show_load(result: Load, config: Config) -> None:
     """Print latency by size, and what did not go well."""
     from pertinent.load.page import HEADER, row_of
@@ -280,6 +280,23 @@ def show_load(result: Load, config: Config) -> None:
     )
 
 
+def show_study(result: Any, config: Config) -> None:
+    """Print the table of a study."""
+    print_lines(str(result).splitlines())
+
+
+def show_health(result: Health, config: Config) -> None:
+    """Print the checks, and what to do about those that failed."""
+    marks = {"ok": "ok", "missing": "-", "problem": "PROBLEM"}
+    print_table(["", "check", "found"], [[marks[c.state], c.name, c.detail] for c in result.checks])
+    fixes = [f"{check.name}: {check.fix}" for check in result.checks if check.fix]
+    if fixes:
+        print_lines(["", "to add what is missing:", *(f"  {fix}" for fix in fixes)])
+    print_lines(["", "scoring works here" if result.can_score else "scoring does not work here yet"])
+
+
+def show_explanation(result: Explanation, config: ExplainConfig) -> None:
+    """Print the query's terms, then each item's with the words that matched."""
     print_lines([f"query: {printable(result.query.text)}", f"tokens: {_pieces(result.query)}"])
     print_table(["term", "class", "source"], [[t.text, t.term_class, t.source] for t in result.query.terms])
     for item in result.results:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pertinent.data.files import read_file, read_file_parts
+from pertinent.data.files import check_exists, kind_of, open_text, read_file, read_file_parts
 from pertinent.data.grades import SCALES, scale_for, scale_named
 from pertinent.data.tables import ITEM_COLUMNS, Table, plain
 from pertinent.errors import DataError, shorten
@@ -54,6 +54,27 @@ def read_items(path: str | Path, rename: Mapping[str, str] | None = None) -> lis
     Raises DataError for missing columns, empty ids or titles, and ids that occur twice.
     """
     return items_of(read_table(path, rename))
+
+
+def iterate_items(path: str | Path, rename: Mapping[str, str] | None, rows: int) -> Iterator[Item]:
+    """As `read_items`, ``rows`` at a time: for catalogs that memory does not hold.
+
+    An id that occurs twice is noticed only among those rows. A JSON list is read as a whole.
+    """
+    if kind_of(Path(path)) == ".json":
+        yield from read_items(path, rename)
+        return
+    for table in read_table_parts(path, rows, rename):
+        yield from items_of(table)
+
+
+def read_item_ids(path: str | Path, rename: Mapping[str, str] | None = None) -> list[str]:
+    """The item ids in a file: one a line in ``.txt``, else the column ``item_id`` of a table."""
+    if Path(path).suffix == ".txt":
+        check_exists(Path(path))
+        with open_text(Path(path), "utf-8") as file:
+            return [line.strip() for line in file if line.strip()]
+    return [item_id for item_id in read_table(path, rename).need_texts("item_id") if item_id]
 
 
 def items_of(table: Table) -> list[Item]:

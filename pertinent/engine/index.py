@@ -1,7 +1,11 @@
-"""A catalog tokenized once and kept on disk, read through memory maps.
+"""A catalog tokenized once and kept on disk, read through memory maps; updated without tokenizing it again.
 
 An index folder holds one safetensors file: token ids end to end with offsets, whether each text was
-cut, item ids and titles as UTF-8 with offsets, and sorted digests of the ids to find rows by id.
+cut, item ids and titles as UTF-8 with offsets, digests of the ids to find rows by id, and a digest of
+each item's id and text. Models that read items ahead of the query add a file of states.
+
+An update writes a new generation beside the old one and puts it in place in one step. It equals an index
+built from scratch of the same items in the same order, byte for byte.
 """
 
 from __future__ import annotations
@@ -9,14 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
-import struct
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,42 +25,45 @@ from pydantic import Field
 
 from pertinent.artifact import Artifact, open_artifact, write_artifact
 from pertinent.config import Config
+from pertinent.engine.arrays import Ragged, map_arrays, offsets_fit
+from pertinent.engine.pieces import (
+    INDEX_ARRAYS,
+    INDEX_FILE,
+    Encoder,
+    Piece,
+    id_digest,
+    in_chunks,
+    reused,
+    write_pieces,
+)
+from pertinent.engine.states import STATES_FILE, ItemStates, StateWriter, described, open_states
 from pertinent.errors import ArtifactError, DataError, shorten
-from pertinent.lexicon.pairs import PairTokenizer, item_text
+from pertinent.lexicon.pairs import PairTokenizer
 from pertinent.records import Item, TokenRows
 
 _log = logging.getLogger(__name__)
 
-INDEX_FILE = "items.safetensors"
-# Widest first: every array then starts at a multiple of its own item size.
-_ARRAYS = {
-    "token_offsets": "I64",
-    "id_offsets": "I64",
-    "title_offsets": "I64",
-    "sorted_digests": "U64",
-    "digest_rows": "I64",
-    "tokens": "I32",
-    "truncated": "U8",
-    "term_classes": "I8",
-    "id_bytes": "U8",
-    "title_bytes": "U8",
-}
-_DTYPES = {"I64": "<i8", "U64": "<u8", "I32": "<i4", "I8": "<i1", "U8": "<u1"}
-_MAX_HEADER = 2**20
 # Fewer take hardly longer than the start, so nothing is said about a million of them.
 FEW_ITEMS = 1000
+# How it was run, which says nothing about what came out.
+_NOT_RECORDED = {"progress", "update", "replace", "delete"}
 
 
 class IndexConfig(Config):
     """An index of a catalog for one model. ``fields`` make up the text of an item, in order.
 
-    ``columns`` maps columns of the catalog to ours, such as ``product_name: title``.
+    ``columns`` maps columns of the catalog to ours, such as ``product_name: title``. ``update`` adds and
+    changes the items of the file in the index at ``out``, ``replace`` also drops those the file does not have,
+    ``delete`` is a file of item ids to drop.
     """
 
     model: str | None = None
     items: str | None = None
     columns: dict[str, str] = {}
     out: str | None = None
+    update: bool = False
+    replace: bool = False
+    delete: str | None = None
     fields: tuple[str, ...] = Field(("title",), min_length=1)
     chunk: int = Field(10_000, ge=1)
     progress: bool = True
@@ -69,15 +73,16 @@ class IndexConfig(Config):
 class ItemIndex:
     """Items of a catalog by row, ready to be scored: their tokens, ids and titles.
 
-    The arrays are memory maps: they stay valid as long as the folder is neither changed nor cut,
-    and folders are never edited in place.
+    The arrays are memory maps: they stay valid as long as no file of the folder is changed or cut. Folders
+    are never edited in place: after an update an opened index goes on reading the generation it opened.
     """
 
     path: Path
     version: str
-    tokenizer_digest: str
+    config: dict[str, Any]
     tokens: TokenRows
     _arrays: dict[str, NDArray[Any]]
+    states: ItemStates | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -90,52 +95,153 @@ class ItemIndex:
         folder: str | Path,
         model_version: str = "",
         config: IndexConfig | None = None,
+        state_writer: StateWriter | None = None,
     ) -> Self:
         """Tokenize items into a new index at ``folder``, and open it. Memory stays constant.
 
+        With ``state_writer`` the index also keeps what a late-join model computes of items ahead.
         Raises DataError for an item id that comes twice; an index that stood there is then kept.
         """
         config = config if config is not None else IndexConfig(progress=False)
-        started = time.perf_counter()
-        metrics: dict[str, Any] = {}
-        settings = {**config.plain(), "tokenizer_digest": tokenizer_digest(pairs), "model_version": model_version}
-        with write_artifact(folder, "index", settings, metrics=metrics) as aside:
-            count = _write(items, pairs, aside, config)
-            seconds = time.perf_counter() - started
-            size = (aside / INDEX_FILE).stat().st_size
-            metrics |= {"items": count, "bytes": size, "seconds": round(seconds, 3)}
-            if count:
-                metrics["megabytes_per_million"] = round(size / count, 1)
-            if count >= FEW_ITEMS:
-                metrics["seconds_per_million"] = round(seconds / count * 1e6, 1)
-        _log.info("%s: %d items, %.1f MB, %.1f s", folder, count, size / 1e6, seconds)
-        return cls.open(folder, pairs)
+        encoder = Encoder(pairs, config.fields, state_writer)
+        pieces = (encoder.piece(chunk) for chunk in in_chunks(items, config.chunk))
+        _make(folder, pieces, encoder, config, model_version, {"generation": 1}, {})
+        return cls.open(folder, pairs, states_version=state_writer.version if state_writer else None)
 
     @classmethod
-    def open(cls, folder: str | Path, model: PairTokenizer | None = None, verify: bool = True) -> Self:
-        """The index at ``folder``; with ``model`` one that was made by the same tokenizer and layout.
+    def replace(
+        cls,
+        items: Iterable[Item],
+        pairs: PairTokenizer,
+        folder: str | Path,
+        model_version: str = "",
+        config: IndexConfig | None = None,
+        state_writer: StateWriter | None = None,
+    ) -> Self:
+        """As ``build``, but items that the index at ``folder`` has with the same text are not tokenized again."""
+        config = config if config is not None else IndexConfig(progress=False)
+        old, encoder = cls._older(folder, pairs, config, state_writer)
+        counts = dict.fromkeys(("added", "changed", "deleted"), 0)
 
-        ``verify`` reads the whole file once to check its digest. Raises ArtifactError for an index
-        that is damaged or was made for another model.
+        def pieces() -> Iterator[Piece]:
+            rows = old.piece()
+            seen = 0
+            for chunk in in_chunks(items, config.chunk):
+                before = encoder.tokenized
+                found = int(np.count_nonzero(old.find([item.item_id for item in chunk]) >= 0))
+                yield reused(rows, old.find, chunk, encoder)
+                seen += found
+                counts["added"] += len(chunk) - found
+                counts["changed"] += encoder.tokenized - before - (len(chunk) - found)
+            counts["deleted"] = len(old) - seen
+
+        _make(folder, pieces(), encoder, config, model_version, old._next(), counts)
+        return cls.open(folder, pairs, states_version=state_writer.version if state_writer else None)
+
+    @classmethod
+    def update(
+        cls,
+        folder: str | Path,
+        pairs: PairTokenizer,
+        items: Sequence[Item] = (),
+        delete: Sequence[str] = (),
+        model_version: str = "",
+        config: IndexConfig | None = None,
+        state_writer: StateWriter | None = None,
+    ) -> Self:
+        """A new generation of the index at ``folder``: items changed in their places, deleted, added at the end.
+
+        Equal to an index built of the resulting items. Row numbers move up where something was deleted.
+        Ids to delete that are not there are only counted. The given items are held in memory; where most of
+        a catalog changes use ``replace``.
+        """
+        config = config if config is not None else IndexConfig(progress=False)
+        old, encoder = cls._older(folder, pairs, config, state_writer)
+        given = _by_id(items, delete)
+        rows = old.find(list(given))
+        gone = old.find(list(dict.fromkeys(delete)))
+        keep = np.ones(len(old), dtype=np.bool_)
+        keep[gone[gone >= 0]] = False
+        touched = {int(row): item for row, item in zip(rows, given.values(), strict=True) if row >= 0}
+        touched = old._really_changed(touched, encoder)
+        new = [item for row, item in zip(rows, given.values(), strict=True) if row < 0]
+        counts = {
+            "added": len(new),
+            "changed": len(touched),
+            "deleted": int(np.count_nonzero(~keep)),
+            "not_found": int(np.count_nonzero(gone < 0)),
+        }
+        pieces = old._changed_pieces(keep, touched, new, encoder, config.chunk)
+        _make(folder, pieces, encoder, config, model_version, old._next(), counts)
+        return cls.open(folder, pairs, states_version=state_writer.version if state_writer else None)
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        model: PairTokenizer | None = None,
+        verify: bool = True,
+        states_version: str | None = None,
+    ) -> Self:
+        """The index at ``folder``; with ``model`` one that was made by the same tokenizer, lexicon and layout.
+
+        ``verify`` reads all files once to check their digests. ``states_version`` is of the model that will
+        read the item states. Raises ArtifactError for an index that is damaged or was made for another model.
         """
         artifact = open_artifact(folder, kind="index", verify=verify)
-        arrays = map_arrays(artifact.file(INDEX_FILE))
+        arrays = map_arrays(artifact.file(INDEX_FILE), INDEX_ARRAYS, "index", "make it again with: pertinent index")
         _check_arrays(artifact, arrays)
         classes = arrays["term_classes"] if len(arrays["term_classes"]) else None
         tokens = TokenRows(arrays["tokens"], arrays["token_offsets"], arrays["truncated"].view(np.bool_), classes)
-        digest = str(artifact.config.get("tokenizer_digest", ""))
-        index = cls(artifact.path, artifact.version, digest, tokens, arrays)
+        states = open_states(artifact, len(tokens))
+        index = cls(artifact.path, artifact.version, artifact.config, tokens, arrays, states)
         if model is not None:
             index.check(model)
+        if states_version is not None:
+            index.check_states(states_version)
         return index
+
+    @property
+    def tokenizer_digest(self) -> str:
+        """What the index says of the tokenizer, the lexicon and the layout it was made with."""
+        return str(self.config.get("tokenizer_digest", ""))
+
+    @property
+    def generation(self) -> int:
+        """1 for an index built from scratch, one more with every update."""
+        return int(self.config.get("generation", 1))
+
+    @property
+    def digests(self) -> NDArray[np.uint64]:
+        """128 bits over the id and the text of each item, ``[n, 2]``."""
+        return self._arrays["item_digests"].reshape(-1, 2)
+
+    def piece(self) -> Piece:
+        """All rows as arrays, memory-mapped."""
+        ids, titles = (
+            Ragged(self._arrays[f"{kind}_bytes"], self._arrays[f"{kind}_offsets"]) for kind in ("id", "title")
+        )
+        return Piece(self.tokens, ids, titles, self.digests, None if self.states is None else self.states.rows)
 
     def check(self, pairs: PairTokenizer) -> None:
         """Raises ArtifactError unless the index was made with this tokenizer and layout."""
-        if tokenizer_digest(pairs) != self.tokenizer_digest:
+        wanted = tokenizer_digest(pairs)
+        if wanted != self.tokenizer_digest:
             raise ArtifactError(
-                f"{self.path}: was made for another tokenizer or pair layout than the model's; "
-                "make it again with: pertinent index"
+                f"{self.path / INDEX_FILE}: was made for another tokenizer or pair layout than the model's (digest "
+                f"{self.tokenizer_digest[:12]}..., the model has {wanted[:12]}...); make it again with: pertinent index"
             )
+
+    def check_states(self, version: str) -> ItemStates:
+        """The item states. Raises ArtifactError unless the index has them, from this version of the model."""
+        if self.states is None:
+            raise ArtifactError(f"{self.path}: has no item states; make it again with: pertinent index")
+        if self.states.version != version:
+            raise ArtifactError(
+                f"{self.path / STATES_FILE}: has the item states of model version {shorten(self.states.version)}, the "
+                f"model is {shorten(version)}; make it again with: pertinent index"
+            )
+        return self.states
 
     def items(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Item]:
         """The items of the given rows, with id and the text that was indexed as title."""
@@ -155,7 +261,7 @@ class ItemIndex:
     def find(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
         """The rows of the given item ids, ``[n]``; -1 for an id that is not indexed."""
         encoded = [item_id.encode("utf-8", "replace") for item_id in item_ids]
-        digests = np.frombuffer(b"".join(map(_digest, encoded)), dtype="<u8")
+        digests = np.frombuffer(b"".join(map(id_digest, encoded)), dtype="<u8")
         ordered, digest_rows = self._arrays["sorted_digests"], self._arrays["digest_rows"]
         found = np.full(len(encoded), -1, dtype=np.int64)
         if not len(ordered) or not encoded:
@@ -203,6 +309,59 @@ class ItemIndex:
         offsets = self._arrays[f"{kind}_offsets"]
         return bytes(self._arrays[f"{kind}_bytes"][offsets[row] : offsets[row + 1]]).decode("utf-8")
 
+    @classmethod
+    def _older(
+        cls, folder: str | Path, pairs: PairTokenizer, config: IndexConfig, state_writer: StateWriter | None
+    ) -> tuple[Self, Encoder]:
+        """The index that stands at ``folder``, and what makes rows as it has them."""
+        old = cls.open(folder, pairs, states_version=state_writer.version if state_writer else None)
+        if old.states is not None and state_writer is None:
+            raise ArtifactError(
+                f"{old.path}: has item states, which only the model of version {shorten(old.states.version)} can add to"
+            )
+        fields = tuple(old.config.get("fields", config.fields))
+        if "fields" in config.model_fields_set and config.fields != fields:
+            raise ArtifactError(
+                f"{old.path}: its texts are made of {', '.join(fields)}, not of {', '.join(config.fields)}; "
+                "leave fields out, or make the index again without an update"
+            )
+        return old, Encoder(pairs, fields, state_writer)
+
+    def _next(self) -> dict[str, Any]:
+        return {"generation": self.generation + 1, "before": self.version}
+
+    def _really_changed(self, given: Mapping[int, Item], encoder: Encoder) -> dict[int, Item]:
+        """Those of the given rows whose text is another one now."""
+        rows = np.fromiter(given, dtype=np.int64, count=len(given))
+        if not len(rows):
+            return {}
+        differ = (self.digests[rows] != encoder.digests(list(given.values()))).any(axis=1)
+        return {int(row): given[int(row)] for row in rows[differ]}
+
+    def _changed_pieces(
+        self,
+        keep: NDArray[np.bool_],
+        touched: Mapping[int, Item],
+        new: Sequence[Item],
+        encoder: Encoder,
+        chunk: int,
+    ) -> Iterator[Piece]:
+        rows = self.piece()
+        changed = np.array(sorted(touched), dtype=np.int64)
+        for start in range(0, len(self), chunk):
+            stop = min(start + chunk, len(self))
+            here = changed[np.searchsorted(changed, start) : np.searchsorted(changed, stop)]
+            if not len(here) and keep[start:stop].all():
+                yield rows.slice(start, stop)
+                continue
+            left = keep[start:stop].copy()
+            left[here - start] = False
+            kept = start + np.flatnonzero(left)
+            fresh = encoder.piece([touched[int(row)] for row in here])
+            yield Piece.joined([rows.take(kept), fresh]).take(np.argsort(np.concatenate([kept, here]), kind="stable"))
+        for items in in_chunks(new, chunk):
+            yield encoder.piece(items)
+
 
 _digests: dict[int, tuple[PairTokenizer, str]] = {}
 
@@ -221,132 +380,66 @@ def tokenizer_digest(pairs: PairTokenizer) -> str:
     return digest
 
 
-def map_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of a safetensors file as read-only memory maps. Raises ArtifactError for a damaged file."""
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            (header_size,) = struct.unpack("<Q", file.read(8))
-            if header_size > min(_MAX_HEADER, size - 8):
-                raise ValueError("its header is cut")
-            header = json.loads(file.read(header_size))
-        start = 8 + header_size
-        payload = np.memmap(path, dtype=np.uint8, mode="r") if size else np.zeros(0, dtype=np.uint8)
-        arrays: dict[str, NDArray[Any]] = {}
-        for name, kind in _ARRAYS.items():
-            entry = header[name]
-            first, last = (start + int(offset) for offset in entry["data_offsets"])
-            width = np.dtype(_DTYPES[kind]).itemsize
-            if entry["dtype"] != kind or not start <= first <= last <= size or (last - first) % width:
-                raise ValueError(f"array {name} does not fit the file")
-            arrays[name] = np.asarray(payload[first:last]).view(_DTYPES[kind])
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise ArtifactError(f"{path}: not a readable index ({error}); make it again with: pertinent index") from None
-    return arrays
-
-
 def _check_arrays(artifact: Artifact, arrays: dict[str, NDArray[Any]]) -> None:
     count = len(arrays["truncated"])
     ends = {"token": len(arrays["tokens"]), "id": len(arrays["id_bytes"]), "title": len(arrays["title_bytes"])}
     fits = len(arrays["sorted_digests"]) == len(arrays["digest_rows"]) == count
-    for kind, end in ends.items():
-        offsets = arrays[f"{kind}_offsets"]
-        fits = fits and len(offsets) == count + 1 and int(offsets[0]) == 0 and int(offsets[-1]) == end
-        fits = fits and bool((offsets[1:] >= offsets[:-1]).all())
+    fits = fits and len(arrays["item_digests"]) == 2 * count
+    fits = fits and all(offsets_fit(arrays[f"{kind}_offsets"], count, end) for kind, end in ends.items())
     fits = fits and len(arrays["term_classes"]) in (0, ends["token"])
     if not fits:
         raise ArtifactError(f"{artifact.path / INDEX_FILE}: its parts do not fit together; make the index again")
 
 
-def _write(items: Iterable[Item], pairs: PairTokenizer, folder: Path, config: IndexConfig) -> int:
-    """Write the index file; arrays grow in files of their own and are joined at the end."""
-    digests: list[NDArray[np.uint64]] = []
-    ends = {"token": 0, "id": 0, "title": 0}
-    with ExitStack() as stack:
-        parts: dict[str, IO[bytes]] = {name: stack.enter_context(open(folder / f".{name}", "w+b")) for name in _ARRAYS}
-        for kind in ends:
-            parts[f"{kind}_offsets"].write(np.zeros(1, dtype="<i8").tobytes())
-        for chunk in _shown(_chunks(items, config.chunk), config.progress):
-            titles = [item_text(item, config.fields) for item in chunk]
-            rows = pairs.encode_items(titles)
-            parts["tokens"].write(rows.ids.astype("<i4").tobytes())
-            parts["truncated"].write(rows.truncated.astype(np.uint8).tobytes())
-            if rows.term_classes is not None:
-                parts["term_classes"].write(rows.term_classes.tobytes())
-            _append(parts, ends, "token", rows.lengths)
-            for kind, texts in (("id", [item.item_id for item in chunk]), ("title", titles)):
-                encoded = [text.encode("utf-8", "replace") for text in texts]
-                parts[f"{kind}_bytes"].write(b"".join(encoded))
-                _append(parts, ends, kind, np.array([len(text) for text in encoded], dtype=np.int64))
-            digests.append(np.array([_id_digest(item.item_id) for item in chunk], dtype=np.uint64))
-        every = np.concatenate(digests) if digests else np.zeros(0, dtype=np.uint64)
-        order = np.argsort(every, kind="stable")
-        parts["sorted_digests"].write(every[order].astype("<u8").tobytes())
-        parts["digest_rows"].write(order.astype("<i8").tobytes())
-        _refuse_repeated(every, order, parts)
-        _join(parts, folder)
-    for name in _ARRAYS:
-        (folder / f".{name}").unlink()
-    return len(every)
+def _make(
+    folder: str | Path,
+    pieces: Iterable[Piece],
+    encoder: Encoder,
+    config: IndexConfig,
+    model_version: str,
+    history: Mapping[str, Any],
+    counts: Mapping[str, int],
+) -> None:
+    """Write an index folder. ``counts`` are read when all pieces are through."""
+    started = time.perf_counter()
+    metrics: dict[str, Any] = {}
+    settings = {name: value for name, value in config.plain().items() if name not in _NOT_RECORDED}
+    settings |= {"fields": list(encoder.fields), "tokenizer_digest": tokenizer_digest(encoder.pairs)}
+    settings |= {"model_version": model_version, "states": described(encoder.state_writer), **history}
+    with write_artifact(folder, "index", settings, metrics=metrics) as aside:
+        hidden = None if encoder.state_writer is None else encoder.state_writer.hidden
+        count = write_pieces(_shown(pieces, config.progress), aside, hidden)
+        seconds = time.perf_counter() - started
+        size = sum(file.stat().st_size for file in aside.iterdir())
+        metrics |= {"items": count, "bytes": size, "seconds": round(seconds, 3)}
+        if count:
+            metrics["megabytes_per_million"] = round(size / count, 1)
+        if count >= FEW_ITEMS:
+            metrics["seconds_per_million"] = round(seconds / count * 1e6, 1)
+        metrics |= {"generation": history["generation"], **counts, "tokenized": encoder.tokenized}
+    _log.info("%s: %d items, %d tokenized, %.1f MB, %.1f s", folder, count, encoder.tokenized, size / 1e6, seconds)
 
 
-def _append(parts: dict[str, IO[bytes]], ends: dict[str, int], kind: str, lengths: NDArray[np.int64]) -> None:
-    offsets = ends[kind] + np.cumsum(lengths)
-    parts[f"{kind}_offsets"].write(offsets.astype("<i8").tobytes())
-    ends[kind] = int(offsets[-1])
-
-
-def _refuse_repeated(digests: NDArray[np.uint64], order: NDArray[np.int64], parts: dict[str, IO[bytes]]) -> None:
-    ordered = digests[order]
-    for place in np.flatnonzero(ordered[1:] == ordered[:-1]):
-        first, second = (_stored_id(parts, int(order[place + step])) for step in (0, 1))
-        if first == second:
-            rows = sorted(int(order[place + step]) + 1 for step in (0, 1))
+def _by_id(items: Sequence[Item], delete: Sequence[str]) -> dict[str, Item]:
+    """Items by id. Raises DataError for an id that comes twice, or is also to be deleted."""
+    given: dict[str, Item] = {}
+    for place, item in enumerate(items, start=1):
+        if given.setdefault(item.item_id, item) is not item:
             raise DataError(
-                f"item id {shorten(first)} comes twice, as item {rows[0]} and item {rows[1]}",
+                f"item id {shorten(item.item_id)} comes twice, the second time as item {place}",
                 fix="give each item an id of its own, or remove one",
             )
+    both = given.keys() & set(delete)
+    if both:
+        raise DataError(
+            f"item id {shorten(min(both))} is to be changed and to be deleted", fix="name it in one of the two files"
+        )
+    return given
 
 
-def _stored_id(parts: dict[str, IO[bytes]], row: int) -> str:
-    offsets = parts["id_offsets"]
-    offsets.seek(8 * row)
-    start, end = struct.unpack("<qq", offsets.read(16))
-    parts["id_bytes"].seek(start)
-    return parts["id_bytes"].read(end - start).decode("utf-8")
-
-
-def _join(parts: dict[str, IO[bytes]], folder: Path) -> None:
-    header: dict[str, Any] = {}
-    place = 0
-    for name, kind in _ARRAYS.items():
-        size = parts[name].seek(0, 2)
-        width = np.dtype(_DTYPES[kind]).itemsize
-        header[name] = {"dtype": kind, "shape": [size // width], "data_offsets": [place, place + size]}
-        place += size
-    text = json.dumps(header).encode("ascii")
-    text += b" " * (-len(text) % 8)
-    with open(folder / INDEX_FILE, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for part in parts.values():
-            part.seek(0)
-            shutil.copyfileobj(part, file, 2**20)
-
-
-def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    chunk: list[Item] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
-def _shown(chunks: Iterator[list[Item]], progress: bool) -> Iterator[list[Item]]:
+def _shown(pieces: Iterable[Piece], progress: bool) -> Iterator[Piece]:
     if not progress:
-        yield from chunks
+        yield from pieces
         return
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -354,19 +447,6 @@ def _shown(chunks: Iterator[list[Item]], progress: bool) -> Iterator[list[Item]]
     columns = (TextColumn("indexing"), MofNCompleteColumn(), TextColumn("items"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("indexing", total=None)
-        for chunk in chunks:
-            yield chunk
-            bar.advance(task, len(chunk))
-
-
-def _id_digest(item_id: str) -> int:
-    """The first 64 bits of a digest of an id.
-
-    >>> _id_digest("B07") == _id_digest("B07")
-    True
-    """
-    return int.from_bytes(_digest(item_id.encode("utf-8", "replace")), "little")
-
-
-def _digest(encoded: bytes) -> bytes:
-    return hashlib.blake2b(encoded, digest_size=8).digest()
+        for piece in pieces:
+            yield piece
+            bar.advance(task, len(piece))

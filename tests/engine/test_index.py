@@ -12,7 +12,10 @@ from safetensors.numpy import load_file
 
 from pertinent.artifact import Artifact, open_artifact
 from pertinent.engine import index as index_module
-from pertinent.engine.index import INDEX_FILE, IndexConfig, ItemIndex, map_arrays
+from pertinent.engine import pieces
+from pertinent.engine.arrays import map_arrays
+from pertinent.engine.index import IndexConfig, ItemIndex
+from pertinent.engine.pieces import INDEX_ARRAYS, INDEX_FILE
 from pertinent.engine.scorer import Scorer
 from pertinent.errors import ArtifactError, DataError
 from pertinent.lexicon.pairs import PairConfig, PairTokenizer
@@ -115,7 +118,8 @@ def test_a_repeated_id_is_refused_and_the_old_index_stays(index: ItemIndex, tiny
 def test_equal_digests_of_different_ids_are_told_apart(
     tiny_pairs: PairTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index_module, "_digest", lambda encoded: (7).to_bytes(8, "little"))
+    for module in (index_module, pieces):
+        monkeypatch.setattr(module, "id_digest", lambda encoded: (7).to_bytes(8, "little"))
     index = ItemIndex.build(ITEMS, tiny_pairs, tmp_path / "index")
     assert index.rows([item.item_id for item in ITEMS]).tolist() == list(range(6))
     with pytest.raises(DataError, match="'nope' is not in the index"):
@@ -179,7 +183,7 @@ def test_cut_and_damaged_files_are_refused_not_crashed_on(index: ItemIndex, tmp_
     ):
         bad.write_bytes(broken)
         with pytest.raises(ArtifactError, match="not a readable index"):
-            map_arrays(bad)
+            map_arrays(bad, INDEX_ARRAYS, "index", "make it again")
     (index.path / INDEX_FILE).write_bytes(content[:-10])
     with pytest.raises(ArtifactError, match="bytes, the manifest says"):
         ItemIndex.open(index.path)
