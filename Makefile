@@ -19,6 +19,8 @@ PIP := $(PY) -m pip --disable-pip-version-check --no-input
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 PYTEST_ARGS ?=
+# Test files are dealt to this many processes; TEST_WORKERS=0 runs all in one, as a debugger wants it.
+TEST_WORKERS ?= 2
 
 # One place for what every command of ours should see.
 export TOKENIZERS_PARALLELISM := false
@@ -33,7 +35,7 @@ demo: $(RUN_STAMP) ## train on the sample, compare with the baselines, write a r
 	@$(PY) examples/demo.py
 
 test: $(DEV_STAMP) ## all tests with coverage, doctests and the code blocks of the docs
-	@$(PY) -m pytest --cov --cov-report=term --cov-fail-under=90 $(PYTEST_ARGS)
+	@$(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile --cov --cov-report=term --cov-fail-under=90 $(PYTEST_ARGS)
 
 check: $(DEV_STAMP) ## format, lint, types, import layers, code blocks of the docs
 	@$(PY) -m ruff format --check .
