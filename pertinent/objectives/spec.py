@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pertinent.config import Config
 
@@ -77,6 +77,120 @@ class ScoreMSE(Config):
 
 
 Objective = Annotated[Softmax | SoftTarget | MarginMSE | ScoreMSE, Field(discriminator="type")]
+
+
+class Heated(Config):
+    """The inverse temperature that multiplies the logits of a training step with several passes.
+
+    It moves from ``inverse_temperature`` to ``final_inverse_temperature`` over the training (none: it
+    stays), and that of the weights which are kept becomes part of the model (ei-SRC, section 8.3).
+    """
+
+    inverse_temperature: float = Field(1.0, gt=0.0)
+    final_inverse_temperature: float | None = Field(None, gt=0.0)
+
+    def heat(self, progress: float) -> float:
+        """The inverse temperature at a fraction of the training done.
+
+        >>> [round(CAT().heat(t), 3) for t in (0.0, 2 / 3, 1.0)]
+        [4.0, 1.0, 0.5]
+        """
+        start, end = self.inverse_temperature, self.final_inverse_temperature
+        if end is None:
+            return start
+        from pertinent.objectives.classification import annealed
+
+        return annealed(progress, start, end)
+
+
+class TwoPass(Heated):
+    """A step of two passes: ``clean_weight`` L1 + ``adversarial_weight`` L2 + ``consistency_weight`` ADV.
+
+    L1 and L2 are the objective on the first and the second pass, ADV the symmetric divergence of
+    their probabilities. With ``detach_clean`` its gradient leaves the first pass alone. The second
+    pass does not see a share ``word_drop`` of the tokens without a term class.
+    """
+
+    clean_weight: float = Field(0.5, ge=0.0)
+    adversarial_weight: float = Field(0.5, ge=0.0)
+    consistency_weight: float = Field(0.0, ge=0.0)
+    word_drop: float = Field(0.0, ge=0.0, lt=1.0)
+    detach_clean: bool = False
+
+    @model_validator(mode="after")
+    def _second_pass_counts(self) -> Self:
+        if not self.adversarial_weight and not self.consistency_weight:
+            raise ValueError("adversarial_weight and consistency_weight are both 0; leave adversarial out instead")
+        return self
+
+
+class Perturbed(TwoPass):
+    """Two passes, the second on embeddings moved by ``epsilon`` to where the objective rises."""
+
+    epsilon: float = Field(5.0, ge=0.0)
+
+
+class CAT(Perturbed):
+    """Contrastive adversarial training with all its parts (ei-SRC, section 8); each is one setting."""
+
+    type: Literal["cat"] = "cat"
+    consistency_weight: float = Field(0.01, ge=0.0)
+    word_drop: float = Field(0.02, ge=0.0, lt=1.0)
+    inverse_temperature: float = Field(4.0, gt=0.0)
+    final_inverse_temperature: float | None = Field(0.5, gt=0.0)
+
+
+class AT(Perturbed):
+    """Adversarial training alone: the objective on the clean and on the moved embeddings."""
+
+    type: Literal["at"] = "at"
+
+
+class KL(Perturbed):
+    """Consistency alone: the moved embeddings are compared with the clean ones, not with the labels."""
+
+    type: Literal["kl"] = "kl"
+    adversarial_weight: float = Field(0.0, ge=0.0)
+    consistency_weight: float = Field(0.01, ge=0.0)
+
+
+class RDrop(TwoPass):
+    """R-Drop: two passes that differ by their dropout only, and their divergence."""
+
+    type: Literal["r_drop"] = "r_drop"
+    consistency_weight: float = Field(1.0, ge=0.0)
+
+
+class FreeLB(Heated):
+    """FreeLB: ``steps`` passes, each moved ``step_size`` further up, at most ``epsilon`` away; their mean counts.
+
+    The first pass is the clean one.
+    """
+
+    type: Literal["freelb"] = "freelb"
+    steps: int = Field(3, ge=2, le=16)
+    step_size: float = Field(2.5, gt=0.0)
+    epsilon: float = Field(5.0, gt=0.0)
+
+
+Adversary = Annotated[CAT | AT | KL | RDrop | FreeLB, Field(discriminator="type")]
+
+
+class ViewLosses(Config):
+    """What a network with a text view and a behavior view learns beside the objective (BARL-ASe, section 5).
+
+    ``contrast`` weighs each of the two InfoNCE terms between pooled neighbors and what they belong to,
+    with ``temperature``; they are left out of batches with fewer than ``min_targets`` distinct targets.
+    ``mutual`` weighs the squared difference of the views' probabilities, or logits by ``mutual_space``.
+    """
+
+    contrast: float = Field(0.1, ge=0.0)
+    temperature: float = Field(0.2, gt=0.0)
+    symmetric: bool = False
+    decoupled: bool = False
+    min_targets: int = Field(32, ge=1)
+    mutual: float = Field(0.2, ge=0.0)
+    mutual_space: Literal["probability", "logit"] = "probability"
 
 
 def objective_loss(spec: Objective, logits: Tensor, targets: Targets, progress: float) -> Tensor:

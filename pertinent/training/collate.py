@@ -23,6 +23,8 @@ from pertinent.records import MODEL_INPUTS, TokenRows
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pertinent.training.negatives import BatchNegatives
+
 Rows = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
@@ -87,6 +89,18 @@ class TrainingSet:
         """The given pairs in the given order; texts are shared, not copied."""
         names = ("query_rows", "item_rows", "relevant", "grade", "teacher")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
+
+    def with_irrelevant(self, query_rows: Rows, item_rows: Rows) -> Self:
+        """These pairs and after them those of the given rows, which are irrelevant."""
+        none = np.zeros(len(query_rows), dtype=np.float32)
+        return replace(
+            self,
+            query_rows=np.concatenate([self.query_rows, query_rows]),
+            item_rows=np.concatenate([self.item_rows, item_rows]),
+            relevant=np.concatenate([self.relevant, none]),
+            grade=np.concatenate([self.grade, none]),
+            teacher=np.concatenate([self.teacher, none + np.nan]),
+        )
 
     def fingerprint(self) -> str:
         """A digest of everything in it, to tell whether a resumed run has the same data."""
@@ -229,16 +243,24 @@ def group_batches(
 
 
 class BatchRows:
-    """What a ``DataLoader`` reads: asked for the rows of a batch, it gives the batch as tensors."""
+    """What a ``DataLoader`` reads: asked for the rows of a batch, it gives the batch as tensors.
 
-    def __init__(self, examples: TrainingSet, pairs: PairTokenizer) -> None:
-        self.examples, self.pairs = examples, pairs
+    With ``negatives`` the batch has further rows: irrelevant pairs of its clicked queries.
+    """
+
+    def __init__(self, examples: TrainingSet, pairs: PairTokenizer, negatives: BatchNegatives | None = None) -> None:
+        self.examples, self.pairs, self.negatives = examples, pairs, negatives
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitems__(self, rows: Rows) -> dict[str, Tensor]:
-        return collate(self.examples, rows, self.pairs)
+        if self.negatives is None:
+            return collate(self.examples, rows, self.pairs)
+        rows = np.asarray(rows)
+        own = self.examples.take(rows)
+        queries, items = self.negatives.draw(rows, own.query_rows, own.item_rows)
+        return collate(own.with_irrelevant(queries, items), np.arange(len(rows) + len(queries)), self.pairs)
 
 
 def collate(examples: TrainingSet, rows: Rows, pairs: PairTokenizer) -> dict[str, Tensor]:

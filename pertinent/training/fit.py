@@ -11,23 +11,25 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pertinent.config import Config
 from pertinent.errors import ConfigError, DataError, MissingExtraError, need
 from pertinent.lexicon.pairs import PairTokenizer
-from pertinent.objectives.spec import Objective, Softmax, needed_column, needs_groups
+from pertinent.objectives.spec import Adversary, Objective, Softmax, needed_column, needs_groups
 from pertinent.training import checkpoints
 from pertinent.training.collate import BatchPlan, TrainingSet
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from pertinent.training.negatives import BatchNegatives
 
 logger = logging.getLogger(__name__)
 
@@ -36,19 +38,17 @@ BROKEN_BATCH = "broken-batch.safetensors"
 FREE_TO_CHANGE = {"log_every", "report_to", "progress", "keep"}
 
 
-class FitConfig(Config):
-    """How a network is trained; the same for judgments, clicks and teacher scores.
+class LoopConfig(Config):
+    """How the steps of a training run go, whatever is learned.
 
-    ``warmup`` is a fraction of all steps. Evaluation on validation pairs comes every
+    ``warmup`` is a fraction of all steps. Evaluation on validation data comes every
     ``eval_every`` steps (none: after each epoch) together with a checkpoint; training stops when
     ``early_stopping`` evaluations in a row brought nothing better (0: never). ``keep: last`` ends with
-    the last weights in place of the best, for stages that are not about the validation pairs.
-    ``max_steps`` cuts training short. Losses over the items of a query see at most ``group_limit``
-    of them together.
+    the last weights in place of the best, for stages that are not about the validation data.
+    ``max_steps`` cuts training short.
     ``report_to`` names trackers of the Hugging Face Trainer, such as tensorboard, mlflow, wandb.
     """
 
-    objective: tuple[Objective, ...] = Field((Softmax(),), min_length=1)
     epochs: int = Field(2, ge=1)
     batch_size: int = Field(64, ge=1)
     learning_rate: float = Field(5e-5, gt=0.0)
@@ -59,7 +59,6 @@ class FitConfig(Config):
     eval_every: int | None = Field(None, ge=1)
     early_stopping: int = Field(2, ge=0)
     keep: Literal["best", "last"] = "best"
-    group_limit: int = Field(16, ge=2)
     seed: int = Field(0, ge=0, lt=2**32)
     precision: Literal["float32", "bf16"] = "float32"
     device: Literal["auto", "cpu"] = "auto"
@@ -67,10 +66,40 @@ class FitConfig(Config):
     report_to: tuple[str, ...] = ("none",)
     progress: bool = False
 
-    @field_validator("objective", "report_to", mode="before")
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_name_is_a_list_of_one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class FitConfig(LoopConfig):
+    """How a network is trained; the same for judgments, clicks and teacher scores.
+
+    Losses over the items of a query see at most ``group_limit`` of them together. ``adversarial``
+    makes a step several passes: ``cat``, ``at``, ``kl``, ``r_drop`` or ``freelb``, or one of them with
+    its settings; each applies the whole ``objective`` to its passes.
+    """
+
+    objective: tuple[Objective, ...] = Field((Softmax(),), min_length=1)
+    adversarial: Adversary | None = None
+    group_limit: int = Field(16, ge=2)
+
+    @field_validator("objective", mode="before")
     @classmethod
     def _one_is_a_list_of_one(cls, value: Any) -> Any:
         return [value] if isinstance(value, (str, dict)) else value
+
+    @field_validator("adversarial", mode="before")
+    @classmethod
+    def _a_name_is_its_defaults(cls, value: Any) -> Any:
+        return {"type": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_inverse_temperature(self) -> Self:
+        heated = [spec for spec in self.objective if isinstance(spec, Softmax) and spec != Softmax(weight=spec.weight)]
+        if self.adversarial is not None and heated:
+            raise ValueError("objective: with adversarial, the inverse temperature is set there; leave it out here")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +107,8 @@ class FitResult:
     """What came out of a training run; the network itself holds the best weights.
 
     ``metrics`` are those of the best evaluation (of the last step without validation pairs),
-    ``history`` is everything that was reported, in order.
+    ``history`` is everything that was reported, in order. ``inverse_temperature`` is what became part
+    of the classifier's weights.
     """
 
     metrics: dict[str, float]
@@ -88,6 +118,7 @@ class FitResult:
     stopped_early: bool
     resumed_from: int
     seconds: float
+    inverse_temperature: float = 1.0
 
 
 def fit(
@@ -99,6 +130,7 @@ def fit(
     folder: str | Path | None = None,
     resume: bool = False,
     title: str = "training",
+    negatives: BatchNegatives | None = None,
 ) -> FitResult:
     """Train ``network`` in place; it ends on the CPU, in evaluation mode, with the weights to keep.
 
@@ -114,44 +146,93 @@ def fit(
         folder: Where checkpoints lie while it runs, for this run alone. None keeps none.
         resume: Go on from the newest checkpoint in ``folder``, if there is one.
         title: What a progress line begins with.
+        negatives: Where clicked pairs among ``training`` get their irrelevant ones from. They count
+            in ``batch_size``.
 
     Raises:
         ConfigError: Settings that the machine cannot follow, or checkpoints of another run.
         DataError: Nothing to learn from.
         TrainingError: The loss was not finite; the batch is saved in ``folder``.
     """
-    need("torch", "train")
-    need("transformers", "train")
-    need("accelerate", "train")
-    _check(training, config)
-    _check_machine(config)
+    _check(training, config, network, negatives)
     started = time.perf_counter()
     plan = BatchPlan(
         training.size_keys,
         training.query_rows if needs_groups(config.objective) else None,
-        config.batch_size,
+        config.batch_size if negatives is None else max(1, config.batch_size // (1 + negatives.each)),
         config.group_limit,
         config.epochs,
         config.max_steps,
         config.seed,
     )
+
+    def make_trainer(*parts: Any) -> Any:
+        from pertinent.training.trainer import Trainer, has_both
+
+        choose = validation is not None and has_both(validation.relevant)
+        return Trainer(
+            network, pairs, training, validation, plan, config.objective, config.adversarial, negatives, choose, *parts
+        )
+
+    fields = set(FitConfig.model_fields) - FREE_TO_CHANGE
+    identity = {
+        **config.model_dump(mode="json", include=fields),
+        "training pairs": training.fingerprint(),
+        "validation pairs": None if validation is None else validation.fingerprint(),
+    }
+    if negatives is not None:
+        identity["negatives"] = negatives.each
+    validates = validation is not None and len(validation) > 0
+    result = run_loop(network, config, plan, make_trainer, validates, identity, folder, resume, title, started)
+    if config.adversarial is None:
+        return result
+    from pertinent.training.adversarial import fold_heat
+
+    heat = config.adversarial.heat(result.best_step / plan.steps)
+    if heat != 1.0:
+        fold_heat(network, heat)
+    return replace(result, inverse_temperature=heat)
+
+
+def run_loop(
+    trainee: nn.Module,
+    config: LoopConfig,
+    plan: BatchPlan,
+    make_trainer: Callable[..., Any],
+    validates: bool,
+    identity: dict[str, Any],
+    folder: str | Path | None,
+    resume: bool,
+    title: str,
+    started: float,
+) -> FitResult:
+    """Run a trainer through its plan with checkpoints; ``trainee`` ends on the CPU with the weights to keep.
+
+    ``make_trainer`` takes arguments, optimizer and schedule, callbacks, and where to save a broken
+    batch. ``identity`` is what a resumed run must have in common with the one that was stopped.
+    """
+    need("torch", "train")
+    need("transformers", "train")
+    need("accelerate", "train")
+    _check_machine(config)
     with ExitStack() as stack:
         if folder is None:
             place, start = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pertinent-"))), None
         else:
             place = stack.enter_context(checkpoints.locked(folder))
-            start = checkpoints.begin(place, _identity(training, validation, config), resume)
+            start = checkpoints.begin(place, identity, resume)
         history, step = _history(start)
         resumed_from = step
         if not _is_over(history, step, plan, config):
-            history, step = _run(network, pairs, training, validation, plan, config, place, folder, start, title)
+            saves = folder is not None
+            history, step = _run(trainee, plan, config, make_trainer, validates, place, saves, start, title)
         best = place / checkpoints.BEST
         if best.is_file() and config.keep == "best":
-            network.load_state_dict(checkpoints.load_weights(best))
+            trainee.load_state_dict(checkpoints.load_weights(best))
         elif start is not None and resumed_from == step:
             state = checkpoints.load_weights(start / checkpoints.WEIGHTS)
-            network.load_state_dict({name.removeprefix("network."): value for name, value in state.items()})
-        network.to("cpu").eval()
+            trainee.load_state_dict({name.removeprefix("network."): value for name, value in state.items()})
+        trainee.to("cpu").eval()
     chosen = _best_entry(history) if config.keep == "best" else _last_entry(history)
     return FitResult(
         metrics={name.removeprefix("eval_"): value for name, value in chosen.items() if name.startswith("eval_")},
@@ -165,27 +246,25 @@ def fit(
 
 
 def _run(
-    network: nn.Module,
-    pairs: PairTokenizer,
-    training: TrainingSet,
-    validation: TrainingSet | None,
+    trainee: nn.Module,
     plan: BatchPlan,
-    config: FitConfig,
+    config: LoopConfig,
+    make_trainer: Callable[..., Any],
+    validates: bool,
     place: Path,
-    folder: str | Path | None,
+    saves: bool,
     start: Path | None,
     title: str,
 ) -> tuple[list[dict[str, float]], int]:
     from transformers import TrainerCallback
 
     from pertinent.training.callbacks import KeepBest, Milestones, Progress, SealCheckpoints
-    from pertinent.training.trainer import Trainer, has_both, make_optimizer
+    from pertinent.training.trainer import make_optimizer
 
-    saves, evaluates = folder is not None, validation is not None and len(validation) > 0
     every = config.eval_every
     milestones = plan.epoch_ends if every is None else [*range(every, plan.steps, every), plan.steps]
-    callbacks: list[TrainerCallback] = [Milestones(milestones, evaluates, saves, config.early_stopping)]
-    callbacks.append(KeepBest(lambda: checkpoints.save_weights(place / checkpoints.BEST, network.state_dict())))
+    callbacks: list[TrainerCallback] = [Milestones(milestones, validates, saves, config.early_stopping)]
+    callbacks.append(KeepBest(lambda: checkpoints.save_weights(place / checkpoints.BEST, trainee.state_dict())))
     if saves:
         callbacks.append(SealCheckpoints(place))
     progress = Progress(title)
@@ -196,20 +275,9 @@ def _run(
     broken = (place if saves else Path(tempfile.gettempdir())) / BROKEN_BATCH
     with _tracker_folder(place if saves else None):
         arguments = _arguments(config, plan, place)
+        optimizers = make_optimizer(trainee, config.learning_rate, config.weight_decay, warmup_steps, plan.steps)
         try:
-            trainer = Trainer(
-                network,
-                pairs,
-                training,
-                validation,
-                plan,
-                config.objective,
-                validation is not None and has_both(validation.relevant),
-                arguments,
-                make_optimizer(network, config.learning_rate, config.weight_decay, warmup_steps, plan.steps),
-                callbacks,
-                broken,
-            )
+            trainer = make_trainer(arguments, optimizers, callbacks, broken)
         except (RuntimeError, ValueError) as error:  # a tracker that is unknown or not installed
             raise _tracker_problem(config, error) from error
     try:
@@ -219,7 +287,7 @@ def _run(
     return trainer.state.log_history, trainer.state.global_step
 
 
-def _arguments(config: FitConfig, plan: BatchPlan, place: Path) -> Any:
+def _arguments(config: LoopConfig, plan: BatchPlan, place: Path) -> Any:
     from transformers import TrainingArguments
 
     return TrainingArguments(
@@ -244,11 +312,13 @@ def _arguments(config: FitConfig, plan: BatchPlan, place: Path) -> Any:
     )
 
 
-def _check(training: TrainingSet, config: FitConfig) -> None:
+def _check(training: TrainingSet, config: FitConfig, network: nn.Module, negatives: BatchNegatives | None) -> None:
     import numpy as np
 
     if not len(training):
         raise DataError("no pairs to train on; check the split and the filters")
+    if config.adversarial is not None:
+        _check_adversarial(config.adversarial, training, network)
     for spec in config.objective:
         column = needed_column(spec)
         known = getattr(training, column)[~np.isnan(getattr(training, column))]
@@ -256,7 +326,7 @@ def _check(training: TrainingSet, config: FitConfig) -> None:
             raise DataError(
                 f"objective {spec.type} needs {_COLUMN_WORDS[column]}, but none of the {len(training)} pairs has one"
             )
-        if column == "relevant" and len(np.unique(known)) == 1:
+        if column == "relevant" and len(np.unique(known)) == 1 and negatives is None:
             word = "relevant" if known[0] else "irrelevant"
             raise DataError(
                 f"all {len(known)} training pairs are {word}; objective {spec.type} needs both kinds: "
@@ -264,24 +334,29 @@ def _check(training: TrainingSet, config: FitConfig) -> None:
             )
 
 
+def _check_adversarial(spec: Adversary, training: TrainingSet, network: nn.Module) -> None:
+    if not hasattr(network, "embeddings"):
+        raise ConfigError(f"adversarial: a {type(network).__name__} has no embeddings to move; leave it out")
+    if (spec.inverse_temperature != 1.0 or spec.final_inverse_temperature) and not hasattr(network, "classifier"):
+        raise ConfigError(
+            f"adversarial.inverse_temperature: becomes part of a classifier, which a {type(network).__name__} with "
+            "this head has not; set it to 1 and final_inverse_temperature to null"
+        )
+    if getattr(spec, "word_drop", 0.0) and training.queries.term_classes is None:
+        raise ConfigError(
+            "adversarial.word_drop: drops words without a term class, but the training pairs have no term classes; "
+            "make them with a tokenizer that has a tagger, or set word_drop: 0"
+        )
+
+
 _COLUMN_WORDS = {"relevant": "a grade", "grade": "a grade", "teacher": "a teacher_logit"}
 
 
-def _check_machine(config: FitConfig) -> None:
+def _check_machine(config: LoopConfig) -> None:
     import torch
 
     if config.precision == "bf16" and (config.device == "cpu" or not torch.cuda.is_available()):
         raise ConfigError("precision: bf16 is slower than float32 on a CPU; use float32, or a machine with a GPU")
-
-
-def _identity(training: TrainingSet, validation: TrainingSet | None, config: FitConfig) -> dict[str, Any]:
-    fields = set(FitConfig.model_fields) - FREE_TO_CHANGE
-    settings = config.model_dump(mode="json", include=fields)
-    return {
-        **settings,
-        "training pairs": training.fingerprint(),
-        "validation pairs": None if validation is None else validation.fingerprint(),
-    }
 
 
 def _history(start: Path | None) -> tuple[list[dict[str, float]], int]:
@@ -293,7 +368,7 @@ def _history(start: Path | None) -> tuple[list[dict[str, float]], int]:
     return state.log_history, state.global_step
 
 
-def _is_over(history: Sequence[dict[str, float]], step: int, plan: BatchPlan, config: FitConfig) -> bool:
+def _is_over(history: Sequence[dict[str, float]], step: int, plan: BatchPlan, config: LoopConfig) -> bool:
     from pertinent.training.callbacks import patience_is_over
 
     return step >= plan.steps or patience_is_over(history, config.early_stopping)
@@ -334,7 +409,7 @@ def logs_folder(place: Path) -> Path:
     return place.with_name(place.name + ".logs")
 
 
-def _tracker_problem(config: FitConfig, error: Exception) -> Exception:
+def _tracker_problem(config: LoopConfig, error: Exception) -> Exception:
     text = str(error)
     if "is not supported" in text or "not supported, only" in text:
         return ConfigError(f"report_to: {', '.join(config.report_to)}: {text}")

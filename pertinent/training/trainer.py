@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,9 +26,11 @@ from pertinent.errors import ArtifactError, TrainingError
 from pertinent.evaluation.metrics import auc
 from pertinent.lexicon.pairs import PairTokenizer
 from pertinent.models.blocks import relevance_logit
-from pertinent.objectives.spec import Objective, Targets, loss_names, objective_loss
+from pertinent.objectives.spec import Adversary, Objective, Targets, loss_names, objective_loss
 from pertinent.training import checkpoints
+from pertinent.training.adversarial import adversarial_step
 from pertinent.training.collate import BatchPlan, BatchRows, TrainingSet, collate, network_inputs
+from pertinent.training.negatives import BatchNegatives
 
 logger = logging.getLogger(__name__)
 
@@ -46,38 +48,30 @@ class Trainee(nn.Module):
         return self.network(*network_inputs(batch))
 
 
-class Trainer(HuggingFaceTrainer):
-    """Trains a relevance network on planned batches with a weighted sum of losses."""
+class PlannedTrainer(HuggingFaceTrainer):
+    """Runs through planned batches; what a loss is and how it is measured is left to others."""
 
     def __init__(
         self,
-        network: nn.Module,
-        pairs: PairTokenizer,
-        examples: TrainingSet,
-        validation: TrainingSet | None,
+        trainee: nn.Module,
+        rows: Any,
         plan: BatchPlan,
-        objective: Sequence[Objective],
-        select_by_auc: bool,
         arguments: TrainingArguments,
         optimizers: tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR],
         callbacks: list[TrainerCallback],
         broken_batch: Path,
     ) -> None:
-        self.network, self.pairs, self.validation, self.plan = network, pairs, validation, plan
-        self.objective: Sequence[Objective] = objective
-        self.names, self.select_by_auc, self.broken_batch = loss_names(objective), select_by_auc, broken_batch
-        self.rows = BatchRows(examples, pairs)
+        self.trainee, self.rows, self.plan, self.broken_batch = trainee, rows, plan, broken_batch
         self.parts: dict[str, Tensor] = {}  # sums since the last report
         self.summed = 0
         self.batch: dict[str, Tensor] = {}
-        super().__init__(
-            model=Trainee(network),
-            args=arguments,
-            train_dataset=self.rows,
-            optimizers=optimizers,
-            callbacks=callbacks,
-        )
+        super().__init__(model=trainee, args=arguments, train_dataset=rows, optimizers=optimizers, callbacks=callbacks)
         self.remove_callback(PrinterCallback)
+
+    @property
+    def progress(self) -> float:
+        """The fraction of the steps done."""
+        return self.state.global_step / self.plan.steps
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of all epochs in one pass, so that resuming is a matter of counting steps."""
@@ -92,25 +86,14 @@ class Trainer(HuggingFaceTrainer):
         )
         return self.accelerator.prepare(loader)
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """The weighted sum of the losses; raises TrainingError where it is not finite."""
-        self.batch = inputs
-        logits = model(inputs)
-        progress = self.state.global_step / self.plan.steps
-        parts = self._parts(logits, inputs, progress)
-        loss = torch.stack([spec.weight * part for spec, part in zip(self.objective, parts, strict=True)]).sum()
+    def note(self, batch: dict[str, Tensor], loss: Tensor, parts: Mapping[str, Tensor]) -> None:
+        """Add the terms of a step to the next report; raises TrainingError where the loss is not finite."""
+        self.batch = batch
         if not torch.isfinite(loss):
             self._stop_on_broken_batch(f"the loss is {loss.item()}")
-        for name, part in zip(self.names, parts, strict=True):
+        for name, part in parts.items():
             self.parts[name] = self.parts.get(name, 0.0) + part.detach()
         self.summed += 1
-        return (loss, logits) if return_outputs else loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)
@@ -124,26 +107,15 @@ class Trainer(HuggingFaceTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Losses and, with both labels present, AUC on the validation pairs; ``eval_score`` selects."""
-        assert self.validation is not None
-        values = self.measure(self.validation)
-        values["score"] = values["auc"] if self.select_by_auc else -values["loss"]
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
+        """What ``measure`` gives on the validation data; its ``score`` selects."""
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.measure().items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def measure(self, examples: TrainingSet) -> dict[str, float]:
-        """The objective on all pairs at once, each loss by name, and the AUC where it exists."""
-        logits = torch.from_numpy(all_logits(self.network, self.pairs, examples, EVALUATION_BATCH))  # [pairs, labels]
-        targets = {name: torch.from_numpy(getattr(examples, name)) for name in ("relevant", "grade", "teacher")}
-        parts = self._parts(logits, {**targets, "group": torch.from_numpy(examples.query_rows)}, 1.0)
-        values = {name: float(part) for name, part in zip(self.names, parts, strict=True)}
-        values["loss"] = float(sum(spec.weight * float(part) for spec, part in zip(self.objective, parts, strict=True)))
-        known = ~np.isnan(examples.relevant)
-        if has_both(examples.relevant):
-            values["auc"] = auc(relevance_logit(logits).numpy()[known], examples.relevant[known] > 0.5)
-        return values
+    def measure(self) -> dict[str, float]:
+        """Values on the validation data by name, among them ``score``; larger is better."""
+        raise AssertionError("a trainer that evaluates says how")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of every loss since the last report, and the epoch as users count it."""
@@ -152,10 +124,6 @@ class Trainer(HuggingFaceTrainer):
             self.parts, self.summed = {}, 0
         self.state.epoch = self.plan.epoch_at(self.state.global_step)
         super().log(logs, start_time)
-
-    def _parts(self, logits: Tensor, batch: dict[str, Tensor], progress: float) -> list[Tensor]:
-        targets = Targets(batch["relevant"], batch["grade"], batch["teacher"], batch["group"])
-        return [objective_loss(spec, logits, targets, progress) for spec in self.objective]
 
     def _stop_on_broken_batch(self, what: str) -> None:
         step = self.state.global_step + 1
@@ -179,8 +147,89 @@ class Trainer(HuggingFaceTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         # Theirs also pickles the arguments, which nobody reads.
         assert output_dir is not None
-        state = Trainee(self.network).state_dict() if state_dict is None else state_dict
+        state = self.trainee.state_dict() if state_dict is None else state_dict
         checkpoints.save_weights(Path(output_dir) / checkpoints.WEIGHTS, state)
+
+
+class Trainer(PlannedTrainer):
+    """Trains a relevance network on planned batches with a weighted sum of losses."""
+
+    trainee_class = Trainee
+
+    def __init__(
+        self,
+        network: nn.Module,
+        pairs: PairTokenizer,
+        examples: TrainingSet,
+        validation: TrainingSet | None,
+        plan: BatchPlan,
+        objective: Sequence[Objective],
+        adversarial: Adversary | None,
+        negatives: BatchNegatives | None,
+        select_by_auc: bool,
+        arguments: TrainingArguments,
+        optimizers: tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR],
+        callbacks: list[TrainerCallback],
+        broken_batch: Path,
+    ) -> None:
+        self.network, self.pairs, self.validation = network, pairs, validation
+        self.objective: Sequence[Objective] = objective
+        self.adversarial: Adversary | None = adversarial
+        self.names, self.select_by_auc = loss_names(objective), select_by_auc
+        rows = BatchRows(examples, pairs, negatives)
+        super().__init__(self.trainee_class(network), rows, plan, arguments, optimizers, callbacks, broken_batch)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The weighted sum of the losses over all passes of the step; raises TrainingError where not finite."""
+        progress = self.progress
+        if self.adversarial is None:
+            logits = model(inputs)
+            parts = self._parts(logits, inputs, progress)
+            loss, more = self._sum(parts), {}
+        else:
+            outcome = adversarial_step(
+                self.adversarial,
+                self.network,
+                model,
+                inputs,
+                lambda logits: self._sum(self._parts(logits, inputs, progress)),
+                (self.pairs.cls_id, self.pairs.sep_id),
+                progress,
+            )
+            loss, logits, more = outcome.loss, outcome.logits, outcome.parts
+            parts = self._parts(logits.detach(), inputs, progress)
+        self.note(inputs, loss, {**dict(zip(self.names, parts, strict=True)), **more})
+        return (loss, logits) if return_outputs else loss
+
+    def measure(self) -> dict[str, float]:
+        """The objective on all validation pairs at once, each loss by name, and the AUC where it exists."""
+        examples = self.validation
+        assert examples is not None
+        logits = torch.from_numpy(all_logits(self.network, self.pairs, examples, EVALUATION_BATCH))  # [pairs, labels]
+        if self.adversarial is not None:
+            logits = logits * self.adversarial.heat(self.progress)
+        targets = {name: torch.from_numpy(getattr(examples, name)) for name in ("relevant", "grade", "teacher")}
+        parts = self._parts(logits, {**targets, "group": torch.from_numpy(examples.query_rows)}, 1.0)
+        values = {name: float(part) for name, part in zip(self.names, parts, strict=True)}
+        values["loss"] = float(sum(spec.weight * float(part) for spec, part in zip(self.objective, parts, strict=True)))
+        known = ~np.isnan(examples.relevant)
+        if has_both(examples.relevant):
+            values["auc"] = auc(relevance_logit(logits).numpy()[known], examples.relevant[known] > 0.5)
+        values["score"] = values["auc"] if self.select_by_auc else -values["loss"]
+        return values
+
+    def _parts(self, logits: Tensor, batch: dict[str, Tensor], progress: float) -> list[Tensor]:
+        targets = Targets(batch["relevant"], batch["grade"], batch["teacher"], batch["group"])
+        return [objective_loss(spec, logits, targets, progress) for spec in self.objective]
+
+    def _sum(self, parts: Sequence[Tensor]) -> Tensor:
+        return torch.stack([spec.weight * part for spec, part in zip(self.objective, parts, strict=True)]).sum()
 
 
 def all_logits(network: nn.Module, pairs: PairTokenizer, examples: TrainingSet, batch_size: int) -> NDArray[np.float32]:
@@ -197,7 +246,8 @@ def all_logits(network: nn.Module, pairs: PairTokenizer, examples: TrainingSet, 
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             batch = collate(examples, order[start : start + batch_size], pairs)
-            found.append(network(*(tensor.to(device) for tensor in network_inputs(batch))).float().cpu().numpy())
+            inputs = network_inputs({name: tensor.to(device) for name, tensor in batch.items()})
+            found.append(network(*inputs).float().cpu().numpy())
     network.train(was_training)
     ordered = np.concatenate(found)
     logits = np.empty_like(ordered)
