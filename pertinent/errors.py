@@ -30,7 +30,7 @@ class ConfigError(PertinentError):
 
 
 class DataError(PertinentError):
-    """Input data is wrong. ``path``, ``line``, ``column`` and ``value`` name the spot if known.
+    """Input data is wrong. ``path``, ``line``, ``column`` and ``value`` name the spot if known, ``problem`` the rest.
 
     >>> str(DataError("grade is NaN", path="j.csv", line=3, column="grade", value="nan",
     ...               fix="give a number from 0 to 1"))
@@ -48,6 +48,7 @@ class DataError(PertinentError):
         fix: str | None = None,
     ) -> None:
         self.path, self.line, self.column, self.value = path, line, column, value
+        self.problem = problem if fix is None else f"{problem}; {fix}"
         spot = []
         if line is not None:
             spot.append(f"line {line}")
@@ -58,7 +59,7 @@ class DataError(PertinentError):
         parts = [str(path)] if path is not None else []
         if spot:
             parts.append(", ".join(spot))
-        parts.append(problem if fix is None else f"{problem}; {fix}")
+        parts.append(self.problem)
         super().__init__(": ".join(parts))
 
 

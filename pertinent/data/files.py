@@ -234,7 +234,7 @@ def _csv_lines(file: IO[str], path: Path, usual: str) -> Iterator[tuple[int, lis
     delimiter = _delimiter(file.readline(MAX_FIELD_CHARACTERS), usual)
     file.seek(0)
     kept: list[str] = []  # the raw lines of the record being read
-    reader = csv.reader(_keeping(file, kept), delimiter=delimiter)
+    reader = csv.reader(_keeping(file, kept, path), delimiter=delimiter)
     names, batch, start, line, last = list[str](), list[tuple[int, list[str]]](), 1, 1, list[str]()
     problem: DataError | None = None
     ended = False
@@ -269,8 +269,10 @@ def _csv_lines(file: IO[str], path: Path, usual: str) -> Iterator[tuple[int, lis
         raise DataError("a quote is never closed", path=path, line=line, fix='close it, or double it: ""')
 
 
-def _keeping(file: Iterable[str], kept: list[str]) -> Iterator[str]:
-    for line in file:
+def _keeping(file: Iterable[str], kept: list[str], path: Path) -> Iterator[str]:
+    for number, line in enumerate(file, 1):
+        if "\0" in line:
+            raise DataError("holds a NUL character", path=path, line=number, fix="save the file as UTF-8 text again")
         kept.append(line)
         yield line
 

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from pertinent.config import Config
 from pertinent.errors import DataError
+from pertinent.mining.cells import TOO_LATE
 from pertinent.mining.engines import stage
 from pertinent.mining.formats import NEGATIVE
 from pertinent.mining.schema import CLICK, DAY, EVENTS, LEVEL_NUMBERS, LEVELS
@@ -25,6 +26,8 @@ Action = Literal["drop", "keep", "refuse"]
 VIEW = LEVEL_NUMBERS["view"]
 # The last days of a log that have less than one in so many rows of a usual day are those of a wrong clock.
 FEW = 100
+# No log reaches beyond the year 2200, also where 9999-12-31 stands for "unknown" in many of its rows.
+LAST_DAY = TOO_LATE // DAY
 
 # What each check finds.
 CHECKS = MappingProxyType(
@@ -171,8 +174,7 @@ def _flagged(
 ) -> ibis.Table:
     """The rows with a column for each check: whether it found the row."""
     impossible = events.day < _day(config.earliest)
-    if latest is not None:
-        impossible = impossible | (events.day > latest)
+    impossible = impossible | (events.day > (LAST_DAY if latest is None else latest))
     agents = [events.agent.lower().contains(text.lower()) for text in config.bot_agents]
     events = events.mutate(
         negatives=events.level == NEGATIVE,
@@ -196,7 +198,7 @@ def _latest(events: ibis.Table, config: CheckConfig, known: Mapping[int, int]) -
         return _day(config.latest)
     by_day = events.group_by("day").agg(rows=events.count()).to_pyarrow().to_pylist()
     days = {**known, **{row["day"]: row["rows"] for row in by_day}}
-    return newest_believable({day: rows for day, rows in days.items() if day >= _day(config.earliest)})
+    return newest_believable({day: rows for day, rows in days.items() if _day(config.earliest) <= day <= LAST_DAY})
 
 
 def _day(date: dt.date) -> int:

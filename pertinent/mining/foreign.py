@@ -14,7 +14,6 @@ import ibis
 
 from pertinent.data.files import read_records
 from pertinent.errors import DataError, need
-from pertinent.mining.cells import problem_of
 from pertinent.mining.engines import read_parquet, stage, write_rows
 from pertinent.mining.formats import MEANINGS, RECORDS, SEARCH, Flat, Reading, word
 from pertinent.mining.linking import linked_by_query_id, linked_to_items, linked_to_lists, one_id_a_user
@@ -84,9 +83,7 @@ def _flat_rows(config: LogConfig, reading: Reading) -> Iterator[tuple[Any, ...]]
                 for flat in records(renamed, reading):
                     yield (*[getattr(flat, name) for name in names], str(path), line)
             except DataError as error:
-                raise DataError(
-                    problem_of(error), path=path, line=line, column=error.column, value=error.value
-                ) from None
+                raise DataError(error.problem, path=path, line=line, column=error.column, value=error.value) from None
     for yours in absent:
         raise DataError(f"no record has the field {yours!r}, which is mapped to {config.columns[yours]!r}", path=path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import glob
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 import ibis
 
-from pertinent.data.files import read_records
+from pertinent.data.files import check_exists, read_records
 from pertinent.data.tables import nearest
 from pertinent.errors import DataError, need
 from pertinent.mining.cells import (
@@ -23,7 +24,7 @@ from pertinent.mining.cells import (
     no_time,
     number,
     position_column,
-    problem_of,
+    refuse_far_times,
     text_column,
 )
 from pertinent.mining.engines import read_parquet, write_rows
@@ -35,6 +36,7 @@ _PLACE = ("file", "row", "source_file", "file_row_number")
 
 
 def own_table(connection: ibis.BaseBackend, config: LogConfig, work: Path, notes: Counter[str]) -> ibis.Table:
+    """The log with the columns of RAW_EVENTS, as they are in the log; what was met goes into ``notes``."""
     (source,) = config.sources()
     scanned = _scan(connection, source, config)
     if scanned is None:
@@ -45,7 +47,7 @@ def own_table(connection: ibis.BaseBackend, config: LogConfig, work: Path, notes
     if scanned is not None:
         _require([name for name in table.columns if name not in _PLACE], source)
     known = {
-        name: text_column(table[name], name, source)
+        name: text_column(table, name, source)
         for name in (*WHO, "item_id", "query", "event_id", "agent")
         if name in table.columns
     }
@@ -82,6 +84,9 @@ def _scan(connection: ibis.BaseBackend, source: str, config: LogConfig) -> tuple
     if any(not name.lower().endswith(".parquet") for name in found if "://" not in name):
         return None
     back = {ours: yours for yours, ours in config.columns.items()}
+    if "://" not in source:
+        for name in found:
+            _refuse_broken(Path(name), back.get("time", "time"))
     try:
         if connection.name == "duckdb":
             table = connection.read_parquet(found, filename="source_file", file_row_number=True, union_by_name=True)
@@ -102,8 +107,6 @@ def _scan(connection: ibis.BaseBackend, source: str, config: LogConfig) -> tuple
             name = ibis.util.gen_name("log")
             frame.createOrReplaceTempView(name)
             table = connection.table(name)
-    except DataError:
-        raise
     except Exception as error:
         first = str(error).partition("\n")[0]
         raise DataError(f"cannot be read as Parquet: {first}", path=source, fix="write the file again") from None
@@ -124,6 +127,17 @@ def _scan(connection: ibis.BaseBackend, source: str, config: LogConfig) -> tuple
             fix="name the zone that the log is written in, such as --set log.time_zone=Europe/Berlin",
         )
     return table, naive
+
+
+def _refuse_broken(path: Path, time: str) -> None:
+    """Raise DataError for a file that is no Parquet, or that has a time which no calendar has."""
+    pa = need("pyarrow", "logs")
+    check_exists(path)
+    try:
+        refuse_far_times(path, time)
+    except (OSError, pa.ArrowException) as error:
+        first = str(error).partition("\n")[0]
+        raise DataError(f"cannot be read as Parquet: {first}", path=path, fix="write the file again") from None
 
 
 def _base_folder(source: str) -> Path:
@@ -199,22 +213,30 @@ def _names(path: Path) -> list[str]:
 def _text_cells(config: LogConfig, paths: list[Path], texts: list[str], names: list[str]) -> Iterator[tuple[Any, ...]]:
     zone, unit = config.zone(), config.unit()
     back = {ours: yours for yours, ours in config.columns.items()}
+    wanted = [*texts, *(name for name in ("position", "time") if name in names)]
     for path in paths:
         for line, record in read_records(path):
-            cells = [text_of(record.get(back.get(name, name))) for name in texts]
-            if "position" in names:
-                value = record.get(back.get("position", "position"))
-                position = whole(value)
-                if position is None and text_of(value) is not None:
-                    raise no_position(value, path, line)
-                cells.append(position)  # type: ignore[arg-type]
-            if "time" in names:
-                value = record.get(back.get("time", "time"))
+            cells = list[Any]()
+            for name in wanted:
+                value = record.get(back.get(name, name))
                 try:
-                    time = None if text_of(value) is None else micros(value, zone, unit)
+                    cells.append(_text_cell(name, value, zone, unit))
                 except DataError as error:
-                    raise DataError(problem_of(error), path=path, line=line, column="time", value=value) from None
-                if time is not None and time > TOO_LATE and number(value) is not None:
-                    raise no_time(value, unit, path, line)
-                cells.append(time)  # type: ignore[arg-type]
+                    raise DataError(error.problem, path=path, line=line, column=name, value=value) from None
             yield (*cells, str(path), line)
+
+
+def _text_cell(name: str, value: object, zone: dt.tzinfo | None, unit: str) -> str | int | None:
+    """A cell as its column holds it. Raises DataError, without the place, for one that cannot be that."""
+    text = text_of(value)
+    if text is None or name not in ("position", "time"):
+        return text
+    if name == "position":
+        position = whole(value)
+        if position is None:
+            raise no_position(value)
+        return position
+    time = micros(value, zone, unit)
+    if time > TOO_LATE and number(value) is not None:
+        raise no_time(value, unit)
+    return time

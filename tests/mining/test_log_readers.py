@@ -555,7 +555,7 @@ def test_columns_of_another_type_are_refused(duckdb_engine, tmp_path, column, ki
     log = {"user_id": ["u"], "query": ["tv"], "item_id": ["b"], "level": ["view"], "time": [1], "position": [0]}
     cell = True if kind == pa.bool_() else [1]
     pq.write_table(pa.table({**log, column: pa.array([cell], kind)}), tmp_path / "log.parquet")
-    with pytest.raises(DataError, match=rf"log.parquet.*column '{column}' holds"):
+    with pytest.raises(DataError, match=rf"log.parquet.*column '{column}': holds"):
         read(duckdb_engine, tmp_path / "work", path=str(tmp_path / "log.parquet"))
 
 
