@@ -282,10 +282,14 @@ def int8_gate(folder: Path, pairs: Any, judgments: Sequence[Judgment], config: E
     return Gate(not reasons, len(judged), agreement, overlap, loss, reasons)
 
 
+# Widths to try where a network counts no positions.
+_POSITIONS = 64
+
+
 def ragged_batches(settings: Any, seed: int = 0) -> Iterator[TokenBatch]:
     """Batches of random ids as a tokenizer lays them out: ragged blocks, one row, one token, full width."""
     random = np.random.default_rng(seed)
-    longest = max(2, settings.max_positions // 2)
+    longest = max(2, getattr(settings, "max_positions", _POSITIONS) // 2)
     for size, query, item in ((5, longest, longest), (1, 3, 2), (3, 3, longest), (7, longest, 2), (64, 8, longest)):
         query, item = min(query, longest), min(item, longest)
         q_real = random.integers(min(2, query), query + 1, size)

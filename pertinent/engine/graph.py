@@ -26,7 +26,7 @@ _ALLOWED = """
     Abs Add And Attention Cast CastLike Ceil Clip Concat Constant ConstantOfShape CumSum DequantizeLinear Div
     DynamicQuantizeLinear Einsum Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm
     Greater GreaterOrEqual Identity IsInf IsNaN LayerNormalization Less LessOrEqual Log LogSoftmax LpNormalization
-    MatMul MatMulInteger Max Mean Min Mul Neg Not Or Pow QuantizeLinear Range Reciprocal ReduceL2 ReduceMax
+    MatMul MatMulInteger Max Mean Min Mod Mul Neg Not Or Pow QuantizeLinear Range Reciprocal ReduceL2 ReduceMax
     ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape RMSNormalization Shape Sigmoid Sign
     Size Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Tanh Tile TopK Transpose Trilu Unsqueeze Where Xor
 """

@@ -52,6 +52,8 @@ def start_from(
         )
     sizes = _sizes(theirs, len(chosen))
     settings = {"type": "ei_src", **sizes, **(model or {})}
+    if not hasattr(model_class(settings["type"]), "bert_names"):
+        raise ConfigError(f"start: a model of type {settings['type']} holds no BERT to start; set start: null")
     clash = {key: settings[key] for key in sizes if key != "max_positions" and settings[key] != sizes[key]}
     if clash:
         key, value = next(iter(clash.items()))

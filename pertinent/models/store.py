@@ -118,7 +118,11 @@ def extend_vocabulary(
 
     extended, pieces = extend_pairs(pairs, words)
     state = dict(network.state_dict())
-    name = next(name for name in state if name.endswith(TOKEN_ROWS))
+    name = next((name for name in state if name.endswith(TOKEN_ROWS)), None)
+    if name is None:
+        raise ConfigError(
+            f"lexicon: a {type(network).__name__} has no vectors of tokens to make new ones from; leave the lexicon out"
+        )
     # Rows beyond the tokenizer's ids belong to no token: some folders round their number up.
     rows = state[name][: pairs.vocabulary_size].detach().to("cpu").numpy()
     state[name] = torch.from_numpy(extend_embedding(rows, pieces))
@@ -126,6 +130,14 @@ def extend_vocabulary(
     bigger = build_network({**config.plain(), "vocabulary_size": len(state[name])})
     bigger.load_state_dict(state)
     return bigger.train(network.training), extended
+
+
+def read_tokens(network: nn.Module, pairs: PairTokenizer) -> nn.Module:
+    """The same network, told the texts of the tokens where it reads letters (DSSM)."""
+    read = getattr(network, "read_tokens", None)
+    if read is not None:
+        read([pairs.tokenizer.id_to_token(number) or "" for number in range(pairs.vocabulary_size)])
+    return network
 
 
 def load_pairs(artifact: Artifact) -> PairTokenizer:

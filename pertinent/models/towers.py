@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pertinent.models.blocks import Embeddings, Encoder, EncoderConfig, bert_names, initialize, mean_pool
+from pertinent.models.sides import Side, sides
 
 
 class SBERTConfig(EncoderConfig):
@@ -44,17 +45,8 @@ class SBERT(nn.Module):
         self, token_ids: Tensor, mask: Tensor, segment_ids: Tensor, position_ids: Tensor, term_class_ids: Tensor
     ) -> Tensor:
         """Logits ``[batch, labels]``; the batch is split at the block border, each side encoded alone."""
-        if torch.compiler.is_exporting():
-            return self._masked(token_ids, mask, segment_ids, term_class_ids)
-        border = int((segment_ids[0] == 0).sum()) if len(segment_ids) else 0
-        u = self.encode(token_ids[:, :border], mask[:, :border], term_class_ids[:, :border])
-        # The item block has no [CLS] of its own; an encoder of single texts expects one.
-        cls = token_ids[:, :1]
-        title = torch.cat([cls, token_ids[:, border:]], dim=1)
-        title_mask = torch.cat([torch.ones_like(cls, dtype=torch.bool), mask[:, border:]], dim=1)
-        classes = torch.cat([torch.zeros_like(cls), term_class_ids[:, border:]], dim=1)
-        v = self.encode(title, title_mask, classes)
-        return self.compare(u, v)
+        query, title = sides(token_ids, mask, segment_ids, term_class_ids)
+        return self.compare(self._vectors(query), self._vectors(title))
 
     def compare(self, u: Tensor, v: Tensor) -> Tensor:
         """Logits ``[batch, labels]`` of query vectors and title vectors, both ``[batch, hidden]``."""
@@ -66,24 +58,13 @@ class SBERT(nn.Module):
     def encode(self, token_ids: Tensor, mask: Tensor, term_class_ids: Tensor) -> Tensor:
         """Vectors ``[batch, hidden]`` of single texts ``[CLS] text [SEP]``, positions counted from 0."""
         positions = torch.arange(token_ids.shape[1], device=token_ids.device)[None].expand_as(token_ids)
-        states = self.embeddings(token_ids, torch.zeros_like(token_ids), positions, term_class_ids)
-        return mean_pool(self.encoder(states, mask), mask)
+        return self._vectors(Side(token_ids, mask, positions, term_class_ids))
 
-    def _masked(self, token_ids: Tensor, mask: Tensor, segment_ids: Tensor, term_class_ids: Tensor) -> Tensor:
-        """The same logits for an exported graph, whose slices cannot depend on the data.
-
-        Each side runs over the whole width with the other side masked, in about twice the time.
-        """
-        item = segment_ids == 1
-        first = torch.cat([torch.ones_like(item[:, :1]), torch.zeros_like(item[:, 1:])], dim=1)  # [CLS]
-        vectors = []
-        for chosen in (~item, item | first):
-            positions = torch.where(chosen, torch.cumsum(chosen.to(token_ids.dtype), dim=1) - 1, 0)
-            classes = torch.where(first, 0, term_class_ids)
-            states = self.embeddings(token_ids, torch.zeros_like(token_ids), positions, classes)
-            seen = chosen & (mask | first)
-            vectors.append(mean_pool(self.encoder(states, seen), seen))
-        return self.compare(*vectors)
+    def _vectors(self, side: Side) -> Tensor:
+        states = self.embeddings(
+            side.token_ids, torch.zeros_like(side.token_ids), side.position_ids, side.term_class_ids
+        )
+        return mean_pool(self.encoder(states, side.mask), side.mask)
 
     @staticmethod
     def bert_names(layers: list[int]) -> dict[str, str]:

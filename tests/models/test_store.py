@@ -52,17 +52,25 @@ def change_settings(artifact: Artifact, change: Any) -> Artifact:
     return artifact
 
 
+def reads_classes(name: str) -> bool:
+    """Whether a network of this kind can have a term-class channel."""
+    try:
+        return bool(model_config(name).build({"term_classes": True}))
+    except ConfigError:
+        return False
+
+
 @pytest.mark.parametrize("name", sorted(MODELS))
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
 def test_what_is_loaded_is_what_was_saved(
     tmp_path: Path, network_maker: Any, tiny_pairs: PairTokenizer, name: str, dtype: Any
 ) -> None:
-    network = network_maker(name, tiny_pairs.vocabulary_size, term_classes=True)
+    network = network_maker(name, tiny_pairs.vocabulary_size, **({"term_classes": True} if reads_classes(name) else {}))
     artifact = save(tmp_path / "model", network, tiny_pairs, dtype)
     loaded, pairs = load_network(artifact)
     assert not loaded.training and loaded.config == network.config
     assert pairs.describe() == tiny_pairs.describe()
-    assert all(value.dtype == torch.float32 for value in loaded.state_dict().values())
+    assert {value.dtype for value in loaded.state_dict().values() if value.is_floating_point()} == {torch.float32}
     # Storing rounds once: what `rounded` gives is, to the bit, what will be read.
     expected = rounded(network, dtype)
     for key, value in loaded.state_dict().items():
@@ -196,7 +204,7 @@ def test_a_network_of_no_known_type_is_refused(
 ) -> None:
     artifact = save(tmp_path / "model", tiny_network, tiny_pairs)
     change_settings(artifact, lambda s: s["network"].update(type=kind))
-    with pytest.raises(ConfigError, match=r"is not a model; allowed: ei_src, sbert"):
+    with pytest.raises(ConfigError, match=r"is not a model; allowed: .*ei_src, .*sbert"):
         load_network(artifact)
 
 
@@ -211,7 +219,7 @@ def test_networks_are_found_by_name() -> None:
         assert model_config(name)().plain()["type"] == name
         assert issubclass(model_class(name), torch.nn.Module)
     for look_up in (model_class, model_config):
-        with pytest.raises(ConfigError, match=r"model\.type: 'bert' is not a model; allowed: ei_src, sbert"):
+        with pytest.raises(ConfigError, match=r"model\.type: 'bert' is not a model; allowed: .*ei_src, .*sbert"):
             look_up("bert")
     with pytest.raises(ConfigError, match=r"model: hidden_size"):
         build_network({"hidden_size": 0})
