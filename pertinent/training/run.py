@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pertinent.artifact import (
     MANIFEST,
@@ -39,9 +40,11 @@ from pertinent.records import Judgment, Pair, Split
 from pertinent.text import normalize
 from pertinent.training import checkpoints
 from pertinent.training.card import CardFacts, model_card
+from pertinent.training.clicks import ClickStage, read_clicks, table_path
 from pertinent.training.collate import TrainingSet, join
 from pertinent.training.data import Fractions, JudgedData, SplitBy, read_examples, read_judged
-from pertinent.training.fit import FitConfig, FitResult, fit
+from pertinent.training.fit import FitConfig, FitResult, LoopConfig, fit
+from pertinent.training.negatives import BatchNegatives
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,14 +57,8 @@ SHIPPED = "shipped"
 PACKAGES = ("pertinent", "torch", "transformers", "tokenizers", "numpy")
 
 
-class TrainConfig(FitConfig):
-    """Settings of ``pertinent train``: what to learn from, what to start from, how, and where to.
-
-    ``judgments`` (or the name of a ``sample``) is a table with ``query``, ``title`` (or ``item_id``
-    and ``items``) and ``grade`` (or ``label`` on a ``scale``). ``positive_grade`` is the lowest
-    grade that counts as relevant; left out, that of the scale, or 1. Splits are those of the file's
-    column ``split``, or by a hash of the query. ``examples`` are more training pairs, with
-    ``teacher_logit`` or ``grade``; pairs of held-out queries are left out.
+class StartConfig(LoopConfig):
+    """What a training run starts from.
 
     ``start`` is ``shipped``, a model artifact, a Hugging Face BERT folder or name, or
     ``package:NAME/FOLDER``; none starts from random weights with the words of ``tokenizer``, a
@@ -69,6 +66,26 @@ class TrainConfig(FitConfig):
     ``lexicon`` is a folder of ``pertinent lexicon``, whose words get tokens of their own.
     ``layers`` picks layers of a BERT. ``model`` overrides sizes of the network, ``pairs`` is the
     layout; a model artifact brings its own, but may be joined later (``join_layer``, ``one_way``).
+    """
+
+    start: str | None = SHIPPED
+    tokenizer: str | None = None
+    lexicon: str | None = None
+    layers: tuple[int, ...] | None = Field(None, min_length=1)
+    model: dict[str, Any] | None = None
+    pairs: PairConfig | None = None
+
+
+class TrainConfig(StartConfig, FitConfig):
+    """Settings of ``pertinent train``: what to learn from, what to start from, how, and where to.
+
+    ``judgments`` (or the name of a ``sample``) is a table with ``query``, ``title`` (or ``item_id``
+    and ``items``) and ``grade`` (or ``label`` on a ``scale``). ``positive_grade`` is the lowest
+    grade that counts as relevant; left out, that of the scale, or 1. Splits are those of the file's
+    column ``split``, or by a hash of the query. ``examples`` are more training pairs, with
+    ``teacher_logit`` or ``grade``; pairs of held-out queries are left out. With ``clicks``, a folder of
+    ``pertinent mine`` or its settings, clicked pairs take the place of the judgments' training pairs;
+    validation and test stay those of the judgments.
 
     ``resume: true`` goes on where a killed run stopped; checkpoints lie in ``OUT.checkpoints``.
     """
@@ -83,12 +100,7 @@ class TrainConfig(FitConfig):
     split_fractions: Fractions = (0.8, 0.1, 0.1)
     split_salt: str = ""
     examples: tuple[str, ...] = ()
-    start: str | None = SHIPPED
-    tokenizer: str | None = None
-    lexicon: str | None = None
-    layers: tuple[int, ...] | None = Field(None, min_length=1)
-    model: dict[str, Any] | None = None
-    pairs: PairConfig | None = None
+    clicks: ClickStage | None = None
     calibration: Literal["platt", "isotonic", "none"] = "platt"
     weights_dtype: WeightsType = "float32"
     graph: bool = True
@@ -96,6 +108,11 @@ class TrainConfig(FitConfig):
     licenses: dict[str, str] = {}
     resume: bool = False
     out: str = "runs/model"
+
+    @field_validator("clicks", mode="before")
+    @classmethod
+    def _a_path_is_its_defaults(cls, value: Any) -> Any:
+        return {"table": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _one_source(self) -> TrainConfig:
@@ -133,18 +150,21 @@ def train(config: TrainConfig) -> Artifact:
         config.split_salt,
     )
     network, pairs = starting_network(config)
-    training, left_out = _training_set(config, data, pairs)
+    learned = _learned(config, data, _with_classes(config, pairs))
     validation = data.training_set(data.of("valid"), pairs)
     work = out.with_name(f"{out.name}.checkpoints")
     with checkpoints.locked(work):
-        result = fit(network, pairs, training, config, validation, work / "fit", config.resume, f"training {out.name}")
-        _write_model(config, network, pairs, data, result, left_out, len(training))
+        title = f"training {out.name}"
+        result = fit(
+            network, pairs, learned.pairs, config, validation, work / "fit", config.resume, title, learned.negatives
+        )
+        _write_model(config, network, pairs, data, result, learned)
         shutil.rmtree(work / "fit", ignore_errors=True)
     checkpoints.remove(work)
     return open_artifact(out, kind="model")
 
 
-def starting_network(config: TrainConfig) -> tuple[nn.Module, PairTokenizer]:
+def starting_network(config: StartConfig) -> tuple[nn.Module, PairTokenizer]:
     """The network to train and its tokenizer; what is random in it depends on the seed alone.
 
     A network that reads term classes gets a tagger: that of the lexicon, else of its start, else the one that
@@ -167,11 +187,11 @@ def starting_network(config: TrainConfig) -> tuple[nn.Module, PairTokenizer]:
     return network, pairs
 
 
-def _start(config: TrainConfig) -> tuple[nn.Module, PairTokenizer]:
+def _start(config: StartConfig) -> tuple[nn.Module, PairTokenizer]:
     import torch
 
     from pertinent.models.interchange import start_from
-    from pertinent.models.store import build_network, load_network, model_config, read_tokens
+    from pertinent.models.store import build_network, load_network
 
     torch.manual_seed(config.seed)
     layout = config.pairs or PairConfig()
@@ -183,9 +203,8 @@ def _start(config: TrainConfig) -> tuple[nn.Module, PairTokenizer]:
         settings = {"type": "ei_src", "vocabulary_size": pairs.vocabulary_size, **(config.model or {})}
         if layout.length > settings.get("max_positions", layout.length):
             raise ConfigError(f"pairs: {layout.length} tokens a pair, but model.max_positions is less")
-        if "max_positions" in model_config(settings["type"]).model_fields:
-            settings.setdefault("max_positions", max(64, layout.length))
-        return read_tokens(build_network(settings, "model"), pairs), pairs
+        settings.setdefault("max_positions", max(64, layout.length))
+        return build_network(settings), pairs
     if config.tokenizer is not None:
         raise ConfigError("tokenizer: the start brings its own; leave it out, or set start: null")
     folder = shipped_folder() if config.start == SHIPPED else Path(config.start)
@@ -236,7 +255,7 @@ def golden_pairs(judgments: Sequence[Judgment]) -> list[Pair]:
     return [Pair(judgments[row].query, judgments[row].title) for row in rows]
 
 
-def _refuse_changes(config: TrainConfig, network: Any, pairs: PairTokenizer) -> None:
+def _refuse_changes(config: StartConfig, network: Any, pairs: PairTokenizer) -> None:
     if config.layers is not None:
         raise ConfigError("layers: a model artifact keeps all its layers; leave it out, or start from a BERT folder")
     own = network.config.plain()
@@ -249,14 +268,49 @@ def _refuse_changes(config: TrainConfig, network: Any, pairs: PairTokenizer) -> 
         )
 
 
-def _training_set(config: TrainConfig, data: JudgedData, pairs: PairTokenizer) -> tuple[TrainingSet, int]:
+@dataclass(frozen=True, slots=True)
+class _Learned:
+    """What a run learns from: pairs, where clicked ones get negatives, what was left out, counts for the card."""
+
+    pairs: TrainingSet
+    negatives: BatchNegatives | None
+    left_out: int
+    extra: dict[str, int]
+
+
+def _learned(config: TrainConfig, data: JudgedData, pairs: PairTokenizer) -> _Learned:
     held_out = frozenset(normalize(row.query) for split in ("valid", "test") for row in data.of(split))
-    sets, left_out = [data.training_set(data.of("train"), pairs)], 0
+    sets: list[TrainingSet] = []
+    extra: dict[str, int] = {}
+    left_out, negatives = 0, None
+    if config.clicks is not None:  # first, as negatives are for the first pairs
+        clicked = read_clicks(config.clicks, config.items, held_out)
+        more, negatives = clicked.training_set(pairs, config.clicks.negatives, config.seed)
+        sets.append(more)
+        extra["clicked pairs, with copies"], left_out = len(more), clicked.left_out
+    if config.clicks is None or config.clicks.judged:
+        sets.append(data.training_set(data.of("train"), pairs))
+    elif data.of("train"):
+        extra["judged training pairs not learned in this run"] = len(data.of("train"))
     for path in config.examples:
         more, dropped = read_examples(path, pairs, data.positive_grade, held_out)
         sets.append(more)
+        extra["extra training pairs"] = extra.get("extra training pairs", 0) + len(more)
         left_out += dropped
-    return join(sets), left_out
+    return _Learned(join(sets), negatives, left_out, extra)
+
+
+def _with_classes(config: TrainConfig, pairs: PairTokenizer) -> PairTokenizer:
+    """The tokenizer of the training pairs: it finds term classes where words are dropped by them.
+
+    The network may not read them; the model is saved without them then.
+    """
+    if pairs.tagger is not None or not getattr(config.adversarial, "word_drop", 0.0):
+        return pairs
+    from pertinent.lexicon.tagger import Tagger
+
+    tagger = Tagger.shipped() if config.lexicon is None else Lexicon.load(config.lexicon).tagger
+    return PairTokenizer(pairs.tokenizer, pairs.config, tagger)
 
 
 def _write_model(
@@ -265,8 +319,7 @@ def _write_model(
     pairs: PairTokenizer,
     data: JudgedData,
     result: FitResult,
-    left_out: int,
-    training_pairs: int,
+    learned: _Learned,
 ) -> None:
     network = rounded(network, config.weights_dtype)
     valid = data.of("valid")
@@ -289,6 +342,10 @@ def _write_model(
     }
     thresholds = _thresholds(scores["valid"], data.relevant(valid))
     paths = {**data.files, **{f"examples.{number}": Path(path) for number, path in enumerate(config.examples)}}
+    if config.clicks is not None:
+        paths["clicks"] = table_path(config.clicks.table)
+        catalog = config.clicks.items or config.items
+        paths |= {} if catalog is None else {"clicks.items": Path(catalog)}
     inputs = input_digests(paths) | _lexicon_version(config)
     settings: Any = network.config  # every network of ours has one
     stop = "stopped early" if result.stopped_early else "ran to the end"
@@ -299,13 +356,13 @@ def _write_model(
         pairs=pairs.config.plain(),
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         weights_dtype=config.weights_dtype,
-        counts=_counts(data, training_pairs),
+        counts=_counts(data, learned.extra),
         sources={name: inputs.get(name, "") for name in dict.fromkeys([*paths, *inputs])},
         licenses=config.licenses,
-        left_out=left_out,
+        left_out=learned.left_out,
         positive_grade=data.positive_grade,
         objective=[loss.plain() for loss in config.objective],
-        settings={name: getattr(config, name) for name in _CARD_SETTINGS},
+        settings=_card_settings(config, result),
         steps=f"{result.steps:,} steps, {stop}; weights of step {result.best_step:,}",
         evaluations=evaluations,
         calibration=None if calibration is None else calibration.plain(),
@@ -340,6 +397,14 @@ _CARD_SETTINGS = (
     "seed",
     "precision",
 )
+
+
+def _card_settings(config: TrainConfig, result: FitResult) -> dict[str, Any]:
+    settings = {name: getattr(config, name) for name in _CARD_SETTINGS}
+    if config.adversarial is not None:
+        settings["adversarial"] = config.adversarial.plain()
+        settings["inverse_temperature (in the weights)"] = round(result.inverse_temperature, 6)
+    return settings
 
 
 def _logits(
@@ -385,11 +450,10 @@ def _lexicon_version(config: TrainConfig) -> dict[str, str]:
     return {} if config.lexicon is None else {"lexicon": open_artifact(config.lexicon, kind=LEXICON).version}
 
 
-def _counts(data: JudgedData, training_pairs: int) -> dict[str, tuple[str, str]]:
+def _counts(data: JudgedData, extra: Mapping[str, int]) -> dict[str, tuple[str, str]]:
     rows: dict[str, list[Judgment]] = {split: data.of(split) for split in SPLITS}
     counts = {split: (f"{len(of):,}", f"{len({row.query for row in of}):,}") for split, of in rows.items()}
-    extra = training_pairs - len(rows["train"])
-    return counts | ({"extra training pairs": (f"{extra:,}", "")} if extra else {})
+    return counts | {name: (f"{number:,}", "") for name, number in extra.items()}
 
 
 def _versions() -> dict[str, str]:
