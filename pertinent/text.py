@@ -8,6 +8,8 @@ import unicodedata
 # Longer inputs are cut before anything looks at them: tokenizing 1 MB takes a second, and
 # what lies beyond is never read (a block of 512 tokens is some 3,000 characters).
 MAX_CHARACTERS = 10_000
+# One more whenever `normalize` gives another text for any input: cached scores are found by normalized queries.
+NORMALIZER = 1
 
 _SPACES = re.compile(r"\s+")
 _WORD = re.compile(r"\w+(?:[.,'’-]\w+)*[%°]?", re.UNICODE)

@@ -9,7 +9,7 @@ array([0.93, 0.02], dtype=float32)
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from pertinent.artifact import Artifact, open_artifact
 from pertinent.engine.backends import Backend, open_backend
 from pertinent.engine.batching import plan
+from pertinent.engine.cache import ScoreCaches
 from pertinent.engine.golden import GOLDEN_FILE, GOLDEN_TOLERANCE, golden_difference, golden_logits, read_golden
 from pertinent.engine.index import ItemIndex
+from pertinent.engine.pieces import item_digests
 from pertinent.errors import ArtifactError, DataError, ScoringError, shorten
 from pertinent.folders import shipped_folder
 from pertinent.lexicon.pairs import PairTokenizer, item_text
@@ -40,7 +42,8 @@ class Scorer:
     titles of the call. With ``onnx-int8`` it also moves a little with the titles that are computed
     together, and so with the number of threads: 8-bit scales follow the largest value of a batch.
 
-    ``name`` is the model folder's, ``version`` its content's; both are empty for a bare backend.
+    ``name`` is the model folder's, ``version`` its content's; both are empty for a bare backend. ``caches``
+    may be set to look scores up before they are computed, and to keep those that were.
     """
 
     def __init__(
@@ -50,11 +53,13 @@ class Scorer:
         curve: Curve | None = None,
         name: str = "",
         version: str = "",
+        caches: ScoreCaches | None = None,
     ) -> None:
         self.backend = backend
         self.pairs = pairs
         self.name = name
         self.version = version
+        self.caches = caches
         self._curve = curve if curve is not None else probability_curve(None)
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
@@ -93,13 +98,12 @@ class Scorer:
     def logits(self, query: str, titles: Sequence[str | None]) -> NDArray[np.float32]:
         """What ``score`` calibrates: the log odds the network itself gives, float32 ``[n]``."""
         texts = _texts(titles, "titles")
-        query_rows = self.pairs.encode_queries(_texts([query], "query"))
-        logits = np.zeros(len(texts), dtype=np.float32)
-        for start in range(0, len(texts), CHUNK):
-            items = self.pairs.encode_items(texts[start : start + CHUNK])
-            rows = np.arange(len(items))
-            logits[start : start + len(rows)] = self._run(query_rows, np.zeros_like(rows), items, rows)
-        return logits
+
+        def items(places: NDArray[np.int64]) -> tuple[TokenRows, NDArray[np.int64]]:
+            return self.pairs.encode_items([texts[place] for place in places]), np.arange(len(places))
+
+        query_rows = np.zeros(len(texts), dtype=np.int64)
+        return self._logits(_texts([query], "query"), query_rows, items, lambda: item_digests([""] * len(texts), texts))
 
     def score_pairs(self, pairs: Sequence[Pair | tuple[str, str]]) -> NDArray[np.float32]:
         """Probabilities of any queries with any titles, float32 ``[n]``, in the order of the pairs."""
@@ -107,31 +111,36 @@ class Scorer:
 
     def pair_logits(self, pairs: Sequence[Pair | tuple[str, str]]) -> NDArray[np.float32]:
         """What ``score_pairs`` calibrates, float32 ``[n]``. Equal texts are tokenized once a chunk."""
-        logits = np.zeros(len(pairs), dtype=np.float32)
-        for start in range(0, len(pairs), CHUNK):
-            chunk = pairs[start : start + CHUNK]
-            queries, query_rows = _distinct(_texts([pair[0] for pair in chunk], "queries"))
-            titles, item_rows = _distinct(_texts([pair[1] for pair in chunk], "titles"))
-            encoded = self.pairs.encode_queries(queries), query_rows, self.pairs.encode_items(titles), item_rows
-            logits[start : start + len(chunk)] = self._run(*encoded)
-        return logits
+        queries, query_rows = _distinct(_texts([pair[0] for pair in pairs], "queries"))
+        texts = _texts([pair[1] for pair in pairs], "titles")
+
+        def items(places: NDArray[np.int64]) -> tuple[TokenRows, NDArray[np.int64]]:
+            titles, rows = _distinct([texts[place] for place in places])
+            return self.pairs.encode_items(titles), rows
+
+        return self._logits(queries, query_rows, items, lambda: item_digests([""] * len(texts), texts))
+
+    def index_logits(
+        self, queries: Sequence[str], query_rows: NDArray[np.int64], index: ItemIndex, rows: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Logits of pairs, float32 ``[n]``: pair i is ``queries[query_rows[i]]`` with row ``rows[i]`` of an index."""
+        index.check(self.pairs)
+        rows = index.checked_rows(rows)
+
+        def items(places: NDArray[np.int64]) -> tuple[TokenRows, NDArray[np.int64]]:
+            return index.tokens.take(rows[places]), np.arange(len(places))
+
+        return self._logits(_texts(queries, "queries"), query_rows, items, lambda: index.digests[rows])
 
     def score_index(self, query: str, index: ItemIndex, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Probabilities of indexed items by row number, float32 ``[rows]``; None is every row.
 
         Only the query is tokenized.
         """
-        index.check(self.pairs)
-        query_rows = self.pairs.encode_queries(_texts([query], "query"))
         if rows is None:
             rows = np.arange(len(index))
-        rows = index.checked_rows(rows)
-        logits = np.zeros(len(rows), dtype=np.float32)
-        for start in range(0, len(rows), CHUNK):
-            items = index.tokens.take(rows[start : start + CHUNK])
-            local = np.arange(len(items))
-            logits[start : start + len(local)] = self._run(query_rows, np.zeros_like(local), items, local)
-        return self._curve(logits)
+        query_rows = np.zeros(len(rows), dtype=np.int64)
+        return self._curve(self.index_logits(_texts([query], "query"), query_rows, index, rows))
 
     def rank(
         self, query: str, items: Sequence[Item | str | Mapping[str, Any]] | ItemIndex, top: int | None = 10
@@ -187,6 +196,44 @@ class Scorer:
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown()
+
+    def _logits(
+        self,
+        queries: Sequence[str],
+        query_rows: NDArray[np.int64],
+        items: Callable[[NDArray[np.int64]], tuple[TokenRows, NDArray[np.int64]]],
+        digests: Callable[[], NDArray[np.uint64]],
+    ) -> NDArray[np.float32]:
+        """Logits of pairs: from the caches what they have, the rest computed and kept.
+
+        ``items`` gives the token rows for places among the pairs, and which row belongs to each.
+        """
+        if self.caches is None:
+            return self._compute(queries, query_rows, items)[0]
+        prepared, keys = [self.pairs.prepare(query) for query in queries], digests()
+        found = self.caches.find(prepared, query_rows, keys)
+        missing = np.flatnonzero(~found.hit)
+        if len(missing):
+            logits, truncated = self._compute(queries, query_rows[missing], lambda places: items(missing[places]))
+            found.logits[missing] = logits
+            self.caches.keep(prepared, query_rows[missing], keys[missing], logits, truncated)
+        return found.logits
+
+    def _compute(
+        self,
+        queries: Sequence[str],
+        query_rows: NDArray[np.int64],
+        items: Callable[[NDArray[np.int64]], tuple[TokenRows, NDArray[np.int64]]],
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Logits, and whether items were cut, a chunk at a time."""
+        encoded = self.pairs.encode_queries(queries)
+        logits, truncated = np.zeros(len(query_rows), np.float32), np.zeros(len(query_rows), np.bool_)
+        for start in range(0, len(query_rows), CHUNK):
+            places = np.arange(start, min(start + CHUNK, len(query_rows)))
+            rows, item_rows = items(places)
+            logits[places] = self._run(encoded, query_rows[places], rows, item_rows)
+            truncated[places] = rows.truncated[item_rows]
+        return logits, truncated
 
     def _run(
         self, queries: TokenRows, query_rows: NDArray[np.int64], items: TokenRows, item_rows: NDArray[np.int64]

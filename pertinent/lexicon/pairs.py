@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from pertinent.config import Config
 from pertinent.errors import ArtifactError, ConfigError, DataError
+from pertinent.lexicon.token_cache import TokenCache
 from pertinent.records import Item, TokenBatch, TokenRows
 from pertinent.text import MAX_CHARACTERS, normalize
 
@@ -55,7 +56,8 @@ class PairTokenizer:
     """A WordPiece tokenizer and a layout: texts in, token rows and batches out.
 
     Text is always text: ``[SEP]`` typed by a user becomes ordinary pieces, never a control token.
-    With a ``tagger`` the rows carry the term class of each token.
+    With a ``tagger`` the rows carry the term class of each token. ``cache`` may be set to a `TokenCache`, for
+    items whose texts come again and again.
     """
 
     def __init__(self, tokenizer: Tokenizer, config: PairConfig, tagger: Tagger | None = None) -> None:
@@ -63,6 +65,7 @@ class PairTokenizer:
             raise ConfigError("pairs.normalize: false, but term classes are found in normalized text; set it to true")
         self.config = config
         self.tagger = tagger
+        self.cache: TokenCache | None = None
         self.tokenizer = Tokenizer.from_str(tokenizer.to_str())  # our settings must not leak into the caller's
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
@@ -106,7 +109,9 @@ class PairTokenizer:
 
     def encode_items(self, titles: Sequence[str]) -> TokenRows:
         """Token rows of item texts, without special tokens, at most ``item_length - 1`` a row."""
-        return self._encode(titles, self.config.item_length - 1)
+        if self.cache is not None:
+            return self.cache.rows(titles, self._encode_items)
+        return self._encode_items(titles)
 
     def assemble(
         self,
@@ -157,13 +162,20 @@ class PairTokenizer:
         rows = np.arange(len(queries))
         return self.assemble(self.encode_queries(queries), rows, self.encode_items(titles), rows, trim)
 
+    def prepare(self, text: str) -> str:
+        """What the tokenizer sees of a text: two texts that are prepared alike have the same tokens."""
+        return normalize(text) if self.config.normalize else _clean(text)
+
     def describe(self) -> dict[str, Any]:
         """What decides how a text becomes ids: equal for two tokenizers that give equal rows."""
         tagger = {} if self.tagger is None else {"tagger": self.tagger.digest}
         return {"config": self.config.plain(), "tokenizer": self.tokenizer.to_str(), **tagger}
 
+    def _encode_items(self, titles: Sequence[str]) -> TokenRows:
+        return self._encode(titles, self.config.item_length - 1)
+
     def _encode(self, texts: Sequence[str], limit: int) -> TokenRows:
-        prepared = [normalize(text) if self.config.normalize else _clean(text) for text in texts]
+        prepared = [self.prepare(text) for text in texts]
         # The fast way does not tell where tokens stand in the text.
         encode = self.tokenizer.encode_batch_fast if self.tagger is None else self.tokenizer.encode_batch
         encodings = encode(prepared, add_special_tokens=False)
