@@ -191,7 +191,7 @@ def _start(config: StartConfig) -> tuple[nn.Module, PairTokenizer]:
     import torch
 
     from pertinent.models.interchange import start_from
-    from pertinent.models.store import build_network, load_network
+    from pertinent.models.store import build_network, load_network, model_config, read_tokens
 
     torch.manual_seed(config.seed)
     layout = config.pairs or PairConfig()
@@ -203,8 +203,9 @@ def _start(config: StartConfig) -> tuple[nn.Module, PairTokenizer]:
         settings = {"type": "ei_src", "vocabulary_size": pairs.vocabulary_size, **(config.model or {})}
         if layout.length > settings.get("max_positions", layout.length):
             raise ConfigError(f"pairs: {layout.length} tokens a pair, but model.max_positions is less")
-        settings.setdefault("max_positions", max(64, layout.length))
-        return build_network(settings), pairs
+        if "max_positions" in model_config(settings["type"]).model_fields:
+            settings.setdefault("max_positions", max(64, layout.length))
+        return read_tokens(build_network(settings, "model"), pairs), pairs
     if config.tokenizer is not None:
         raise ConfigError("tokenizer: the start brings its own; leave it out, or set start: null")
     folder = shipped_folder() if config.start == SHIPPED else Path(config.start)
