@@ -6,15 +6,13 @@ where it stopped, and one whose settings changed does only what changed.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import logging
 import math
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,7 +23,6 @@ from pydantic import Field, model_validator
 from pertinent import __version__
 from pertinent.artifact import MANIFEST, open_artifact, read_json, write_json, write_text
 from pertinent.config import Config
-from pertinent.data.splits import SPLITS, bucket
 from pertinent.errors import ConfigError, PertinentError
 from pertinent.evaluation.compare import Difference, compare_means, mean_estimates
 from pertinent.evaluation.evaluate import RESAMPLES, evaluate_scores, score_judgments
@@ -36,16 +33,14 @@ from pertinent.folders import shipped_folder
 from pertinent.lexicon.pairs import PairConfig
 from pertinent.records import Judgment, PairScorer, Split
 from pertinent.rivals import SentenceTransformersConfig
-from pertinent.text import normalize
 
 if TYPE_CHECKING:
     from pertinent.training.data import JudgedData
+    from pertinent.training.parts import Part
 
 logger = logging.getLogger(__name__)
 
 SHIPPED = "shipped"
-# Of the queries that a fold does not hold out: for choosing and calibrating.
-VALID_SHARE = 1 / 8
 
 
 class LexicalSystem(Config):
@@ -74,19 +69,27 @@ class ModelSystem(Config):
 
 
 class TrainSystem(Config):
-    """A model trained for the study, once a seed; ``train`` has the settings of ``pertinent train``."""
+    """A model trained for the study, once a seed; ``train`` has the settings of ``pertinent train``.
+
+    ``fraction`` is the share of the training queries it learns from; smaller ones are inside larger ones.
+    """
 
     type: Literal["train"]
     name: str
     train: dict[str, Any]
+    fraction: float = Field(1.0, gt=0.0, le=1.0)
 
 
 class SentenceTransformersSystem(Config):
-    """sentence-transformers' ``CrossEncoder``, trained on the same pairs once a seed."""
+    """sentence-transformers' ``CrossEncoder``, trained on the same pairs once a seed.
+
+    ``fraction`` is the share of the training queries it learns from; smaller ones are inside larger ones.
+    """
 
     type: Literal["sentence_transformers"]
     name: str
     train: dict[str, Any]
+    fraction: float = Field(1.0, gt=0.0, le=1.0)
 
 
 System = Annotated[
@@ -104,6 +107,9 @@ class StudyConfig(Config):
     With ``folds`` every judgment is measured, by a model that saw no judgment of its query: the
     queries are dealt into that many parts, and each part is held out once. A ``model`` is taken as
     it is, so it must not have learned from these judgments.
+
+    With ``hold_out`` the parts are industries: the first level of the ``category`` that most judged
+    items of a query have, or the judgments' ``segment``.
     """
 
     title: str
@@ -114,6 +120,7 @@ class StudyConfig(Config):
     positive_grade: float = Field(1.0, gt=0.0, le=1.0)
     split: Split = "test"
     folds: int | None = Field(None, ge=2, le=50)
+    hold_out: Literal["category", "segment"] | None = None
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     metrics: tuple[str, ...] = ("auc", "spearman", "ndcg@10", "macro_f1", "accuracy")
     bootstrap: int = Field(RESAMPLES, ge=0)
@@ -130,6 +137,8 @@ class StudyConfig(Config):
             raise ValueError(f"against: {self.against!r} is not a system; allowed: {', '.join(names)}")
         if (self.judgments is None) == (self.sample is None):
             raise ValueError("give judgments: FILE, or sample: NAME")
+        if self.folds is not None and self.hold_out is not None:
+            raise ValueError("folds and hold_out are two ways to hold queries out; give one of them")
         return self
 
 
@@ -216,11 +225,8 @@ def run_study(config: StudyConfig) -> Study:
     )
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    judged = data.judgments if config.folds is not None else data.of(config.split)
-    if not judged:
-        raise ConfigError(f"split: the judgments have no rows of split {config.split!r}")
-    whole = Part(data, judged, np.arange(len(judged)), _source(config))
-    folds = [whole] if config.folds is None else deal(data, config.folds, out)
+    folds, whole = _parts(config, data, out)
+    judged = whole.judged
     rows = []
     for system in config.systems:
         trained = isinstance(system, (TrainSystem, SentenceTransformersSystem))
@@ -244,60 +250,42 @@ def run_study(config: StudyConfig) -> Study:
     return _write(config, rows, judged, out)
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """What one model learns from and is measured on.
+def _parts(config: StudyConfig, data: JudgedData, out: Path) -> tuple[list[Part], Part]:
+    """What each model of a trained system learns from and is measured on, and what is measured in all."""
+    from pertinent.training.parts import Part, deal, hold_out
 
-    ``places`` are those of ``judged`` among all that the study measures; ``source`` has the settings
-    of training that read ``data`` again.
-    """
-
-    data: JudgedData
-    judged: list[Judgment]
-    places: NDArray[np.int64]
-    source: dict[str, Any]
-    name: str = ""
-
-
-def deal(data: JudgedData, folds: int, out: Path) -> list[Part]:
-    """The judgments ``folds`` times over, each time other queries held out; together every query once.
-
-    The part of a query follows from its text alone. Of the rest, one query in eight is for choosing
-    and calibrating. Each part's table is written to ``out``, for training to read.
-    """
-    parts = []
-    for number in range(folds):
-        splits = _fold_splits([j.query for j in data.judgments], number, folds)
-        rows = [replace(judgment, split=split) for judgment, split in zip(data.judgments, splits, strict=True)]
-        missing = [split for split in SPLITS if not any(row.split == split for row in rows)]
-        if missing:
-            raise ConfigError(
-                f"folds: part {number + 1} of {folds} has no judgment for {missing[0]}; "
-                "give fewer folds, or judgments of more queries"
-            )
-        path = out / f"judgments-fold-{number + 1}-of-{folds}.csv"
-        columns = ("query", "item_id", "title", "grade", "label", "split", "segment")
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([["" if v is None else v for v in (getattr(row, c) for c in columns)] for row in rows])
-        write_text(path, text.getvalue())
-        places = np.array([place for place, row in enumerate(rows) if row.split == "test"], dtype=np.int64)
-        source = {"judgments": str(path), **({} if data.scale is None else {"scale": data.scale.name})}
-        parts.append(
-            Part(
-                replace(data, judgments=rows), [rows[place] for place in places], places, source, f"-fold-{number + 1}"
-            )
-        )
-    return parts
+    if config.folds is not None:
+        parts = deal(data, config.folds, out)
+    elif config.hold_out is not None:
+        parts = hold_out(data, _industries(config, data), out)
+    else:
+        judged = data.of(config.split)
+        if not judged:
+            raise ConfigError(f"split: the judgments have no rows of split {config.split!r}")
+        whole = Part(data, judged, np.arange(len(judged)), _source(config))
+        return [whole], whole
+    by_place = {int(place): row for part in parts for place, row in zip(part.places, part.judged, strict=True)}
+    judged = [by_place[place] for place in sorted(by_place)]
+    return parts, Part(data, judged, np.arange(len(judged)), _source(config))
 
 
-def _fold_splits(queries: Sequence[str], number: int, folds: int) -> list[Split]:
-    texts = [normalize(query) for query in queries]
-    rest = sorted({t for t in texts if int(bucket(t, "folds") * folds) != number}, key=lambda t: bucket(t, "valid"))
-    chosen = set(rest[: math.ceil(len(rest) * VALID_SHARE)])
-    learned = set(rest) - chosen
-    return ["train" if text in learned else "valid" if text in chosen else "test" for text in texts]
+def _industries(config: StudyConfig, data: JudgedData) -> dict[str, str]:
+    from pertinent.data.readers import read_items
+    from pertinent.data.samples import read_sample
+    from pertinent.training.parts import industries_of
+
+    if config.hold_out == "segment":
+        return industries_of(data.judgments, {row.item_id: row.segment for row in data.judgments})
+    if config.sample is None and config.items is None:
+        raise ConfigError("hold_out: category is read from the catalog; give items: FILE, or hold_out: segment")
+    items = read_sample(config.sample)[0] if config.sample is not None else read_items(str(config.items))
+    return industries_of(data.judgments, {item.item_id: item.category for item in items})
+
+
+def _learned(system: TrainSystem | SentenceTransformersSystem, part: Part, place: Path) -> Part:
+    from pertinent.training.parts import fewer
+
+    return part if system.fraction == 1.0 else fewer(part, system.fraction, place.parent)
 
 
 def _source(config: StudyConfig) -> dict[str, Any]:
@@ -408,7 +396,7 @@ def _trained(config: StudyConfig, system: Any, seed: int, part: Part, place: Pat
     from pertinent.training.run import TrainConfig, train
 
     values = {
-        **part.source,
+        **_learned(system, part, place).source,
         "positive_grade": config.positive_grade,
         "resume": True,
         **system.train,
@@ -424,7 +412,8 @@ def _rival(config: StudyConfig, system: Any, seed: int, part: Part, place: Path)
 
     settings = SentenceTransformersConfig.build({**system.train, "seed": seed}, f"{system.name}: train")
     place.mkdir(parents=True, exist_ok=True)
-    model = train_cross_encoder(settings, part.data.of("train"), part.data.of("valid"), config.positive_grade, place)
+    data = _learned(system, part, place).data
+    model = train_cross_encoder(settings, data.of("train"), data.of("valid"), config.positive_grade, place)
     return CrossEncoderScorer(model, system.name), _size(model)
 
 
@@ -452,7 +441,11 @@ def _size(network: Any) -> dict[str, Any]:
 
 
 def _write(config: StudyConfig, rows: list[Row], judged: Sequence[Judgment], out: Path) -> Study:
-    chosen = f"split {config.split}" if config.folds is None else f"each query held out once in {config.folds} folds"
+    chosen = f"split {config.split}"
+    if config.folds is not None:
+        chosen = f"each query held out once in {config.folds} folds"
+    elif config.hold_out is not None:
+        chosen = f"each {config.hold_out} held out once"
     facts = {
         "data": f"{config.sample or config.judgments}, {chosen}: {len(judged):,} pairs, "
         f"{len({row.query for row in judged}):,} queries",

@@ -220,3 +220,53 @@ def test_another_split_is_measured_again(config: dict[str, Any]) -> None:
     run_study(StudyConfig.build(config))
     study = run_study(StudyConfig.build(config | {"split": "train"}))
     assert "split train: 32 pairs" in study.facts["data"]
+
+
+def test_a_fraction_learns_from_fewer_queries_and_is_measured_alike(config: dict[str, Any]) -> None:
+    train = config["systems"][2]["train"]
+    config |= {"seeds": [0], "against": None}
+    config["systems"] = [
+        {"type": "train", "name": "all", "train": train},
+        {"type": "train", "name": "half", "train": train, "fraction": 0.5},
+    ]
+    study = run_study(StudyConfig.build(config))
+    table = list(csv.DictReader((Path(config["out"]) / "judgments-0.5.csv").read_text().splitlines()))
+    learned = {row["query"] for row in table if row["split"] == "train"}
+    assert len(learned) == 4  # of eight
+    assert [len(row.evaluations[0].scores) for row in study.rows] == [12, 12]
+    assert not np.array_equal(study.rows[0].evaluations[0].scores, study.rows[1].evaluations[0].scores)
+
+
+def test_an_industry_is_measured_by_a_model_that_learned_from_the_others(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pertinent.training.parts.FEWEST_QUERIES", 3)
+    with open(config["judgments"], newline="") as file:
+        rows = list(csv.DictReader(file))
+    path = tmp_path / "segments.csv"
+    names = {word: ("audio", "audio", "home", "home", "rare")[n % 5] for n, word in enumerate(WORDS)}
+    names[WORDS[4]] = ""  # a query of no industry is always learned from
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, ["query", "title", "grade", "split", "segment"])
+        writer.writeheader()
+        writer.writerows({**row, "segment": names[row["query"]]} for row in rows)
+    config |= {"judgments": str(path), "hold_out": "segment", "seeds": [0]}
+    config["systems"] = [config["systems"][0], config["systems"][2]]
+    study = run_study(StudyConfig.build(config))
+    evaluation = study.rows[1].evaluations[0]
+    assert sorted(evaluation.slices["segment"]) == ["(others)", "audio", "home"]
+    assert len(evaluation.scores) == 4 * 14
+    assert study.rows[0].mean["auc"].value == 1.0
+    table = list(csv.DictReader((Path(config["out"]) / "judgments-without-audio.csv").read_text().splitlines()))
+    held_out = {row["query"] for row in table if row["split"] == "test"}
+    assert held_out == {word for word, name in names.items() if name == "audio"}
+    assert "each segment held out once" in study.facts["data"]
+
+
+def test_ways_to_hold_out_that_cannot_be_are_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="give one of them"):
+        StudyConfig.build(config | {"folds": 2, "hold_out": "segment"})
+    with pytest.raises(ConfigError, match="give items: FILE"):
+        run_study(StudyConfig.build(config | {"hold_out": "category"}))
+    with pytest.raises(ConfigError, match="at least two are wanted"):
+        run_study(StudyConfig.build(config | {"hold_out": "segment"}))
