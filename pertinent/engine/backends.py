@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pertinent.artifact import Artifact
 from pertinent.engine.graph import GRAPH_FILE
 from pertinent.errors import ConfigError
-from pertinent.records import TokenBatch
+from pertinent.records import TokenBatch, TokenRows
 
 
 class Backend(Protocol):
@@ -31,8 +31,25 @@ class Backend(Protocol):
         ...
 
 
+@runtime_checkable
+class RowBackend(Protocol):
+    """A backend that takes token rows as they are stored and spreads them over the cores by itself."""
+
+    def forward_rows(
+        self,
+        queries: TokenRows,
+        query_rows: NDArray[np.int64],
+        items: TokenRows,
+        item_rows: NDArray[np.int64],
+        threads: int | None = None,
+    ) -> NDArray[np.float32]:
+        """The relevance logit of each pair of rows, ``[n]``; ``threads`` None takes all it was opened with."""
+        ...
+
+
 # Each has a class method ``open(artifact, threads)``.
 BACKENDS = {
+    "native": "pertinent.engine.native_backend:NativeBackend",
     "torch": "pertinent.engine.torch_backend:TorchBackend",
     "onnx": "pertinent.engine.onnx_backend:OnnxBackend",
     "onnx-int8": "pertinent.engine.onnx_backend:OnnxInt8Backend",
@@ -40,12 +57,14 @@ BACKENDS = {
 
 
 def open_backend(artifact: Artifact, name: str | None = None, threads: int | None = None) -> Backend:
-    """The backend called ``name`` over a model; ``None`` takes ONNX where the model has a graph, else torch.
+    """The backend called ``name`` over a model; ``None`` takes the best that there is here.
 
+    That is ``native`` where it was built and knows the network, else ``onnx`` where the model has a graph,
+    else ``torch``.
     ``threads`` is the number of cores to use; ``None`` takes all that this process may use.
     """
     if name is None:
-        name = "onnx" if artifact.has(GRAPH_FILE) else "torch"
+        name = best_backend(artifact)
     if name not in BACKENDS:
         raise ConfigError(f"backend {name!r} is not known; allowed: {', '.join(BACKENDS)}")
     if threads is None:
@@ -56,6 +75,15 @@ def open_backend(artifact: Artifact, name: str | None = None, threads: int | Non
     backend: Any = getattr(importlib.import_module(module), attribute)
     opened: Backend = backend.open(artifact, threads)
     return opened
+
+
+def best_backend(artifact: Artifact) -> str:
+    """The name of the backend that a model gets where none is asked for."""
+    from pertinent.engine.native_backend import usable
+
+    if usable(artifact):
+        return "native"
+    return "onnx" if artifact.has(GRAPH_FILE) else "torch"
 
 
 def available_cores(quota_file: str | Path = "/sys/fs/cgroup/cpu.max") -> int:

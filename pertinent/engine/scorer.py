@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pertinent.artifact import Artifact, open_artifact
-from pertinent.engine.backends import Backend, open_backend
+from pertinent.engine.backends import Backend, RowBackend, open_backend
 from pertinent.engine.batching import plan
 from pertinent.engine.cache import ScoreCaches
 from pertinent.engine.golden import GOLDEN_FILE, GOLDEN_TOLERANCE, golden_difference, golden_logits, read_golden
@@ -38,7 +38,7 @@ CHUNK = 16_384
 class Scorer:
     """A relevance model ready to score; safe to use from several threads at once.
 
-    With ``torch`` and ``onnx`` a score depends on the query and the one title only, never on the other
+    With ``native``, ``torch`` and ``onnx`` a score depends on the query and the one title only, never on the other
     titles of the call. With ``onnx-int8`` it also moves a little with the titles that are computed
     together, and so with the number of threads: 8-bit scales follow the largest value of a batch.
 
@@ -74,8 +74,8 @@ class Scorer:
     ) -> Self:
         """The scorer of a model folder; None is the model that comes with the package.
 
-        ``backend`` is ``torch``, ``onnx`` or ``onnx-int8``; None takes ONNX where the model has a
-        graph. ``threads`` is the number of cores to use, None all of them. Raises ArtifactError for
+        ``backend`` is ``native``, ``torch``, ``onnx`` or ``onnx-int8``; None takes the native engine where it
+        was built, else ONNX where the model has a graph. ``threads`` is the number of cores to use, None all of them. Raises ArtifactError for
         a damaged model, or one whose golden scores come out different here.
         """
         artifact = open_artifact(shipped_folder() if path is None else path, kind="model")
@@ -184,6 +184,8 @@ class Scorer:
 
         May run on ``backend.workers`` threads at once.
         """
+        if isinstance(self.backend, RowBackend):
+            return self.backend.forward_rows(queries, query_rows, items, item_rows, threads=1)
         return self.backend.forward(self.pairs.assemble(queries, query_rows, items, item_rows))
 
     def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -238,6 +240,10 @@ class Scorer:
     def _run(
         self, queries: TokenRows, query_rows: NDArray[np.int64], items: TokenRows, item_rows: NDArray[np.int64]
     ) -> NDArray[np.float32]:
+        if isinstance(self.backend, RowBackend):
+            logits = self.backend.forward_rows(queries, query_rows, items, item_rows)
+            _check_finite(logits, self.name or self.backend.name)
+            return logits
         batches = self.batches(queries, query_rows, items, item_rows)
 
         def forward(rows: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -1,0 +1,570 @@
+#include "engine.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <exception>
+#include <functional>
+#include <stdexcept>
+#include <system_error>
+#include <thread>
+
+namespace pertinent {
+
+namespace {
+
+using std::size_t;
+
+// Tokens that go through the layers together, so that their states stay in the second cache.
+constexpr size_t BLOCK_TOKENS = 96;
+// Items whose last layer is computed together, and the tokens beyond which there are fewer.
+constexpr size_t BLOCK_ITEMS = 24;
+constexpr size_t MOST_TOKENS = 1536;
+// Rows of the word table computed at once.
+constexpr size_t FILL_ROWS = 48;
+constexpr double LOG2_E = 1.4426950408889634;
+
+[[noreturn]] void refuse(const std::string &what) { throw std::invalid_argument(what); }
+
+const float *find(const Weights &weights, const std::string &name, size_t rows, size_t columns) {
+    const auto found = weights.find(name);
+    if (found == weights.end()) refuse("there is no weight " + name);
+    if (found->second.rows != rows || found->second.columns != columns)
+        refuse("weight " + name + " has shape (" + std::to_string(found->second.rows) + ", " +
+               std::to_string(found->second.columns) + "), expected (" + std::to_string(rows) + ", " +
+               std::to_string(columns) + ")");
+    return found->second.data;
+}
+
+// Runs task(0..tasks-1, worker) on up to `threads` threads, this one among them.
+void parallel(size_t tasks, size_t threads, const std::function<void(size_t, size_t)> &task) {
+    threads = std::min(threads, tasks);
+    std::atomic<size_t> next{0};
+    std::mutex lock;
+    std::exception_ptr failure;
+    auto work = [&](size_t worker) {
+        try {
+            for (size_t i; (i = next.fetch_add(1)) < tasks;) task(i, worker);
+        } catch (...) {
+            next = tasks;
+            const std::lock_guard<std::mutex> hold(lock);
+            failure = std::current_exception();
+        }
+    };
+    std::vector<std::thread> helpers;
+    helpers.reserve(threads);
+    for (size_t worker = 1; worker < threads; ++worker) {
+        try {
+            helpers.emplace_back(work, worker);
+        } catch (const std::system_error &) {
+            break;  // no more threads to be had: those that run do all
+        }
+    }
+    work(0);
+    for (auto &helper : helpers) helper.join();
+    if (failure) std::rethrow_exception(failure);
+}
+
+}  // namespace
+
+size_t attention_scratch(size_t queries, size_t keys, size_t width) {
+    const size_t lanes = (queries + 15) / 16 * 16, wide = (width + 15) / 16 * 16;
+    return width * lanes + keys * lanes + lanes + keys * wide + lanes * wide;
+}
+
+// What one thread needs while it scores; kept between calls.
+struct Workspace {
+    Buffer states, alone, given, projected, seen, fed, scratch, logits;
+    Buffer query_states, query_projected;
+    Buffer first, wanted, keys, pooled, joined;
+    std::vector<Span> spans, part;
+    size_t query = SIZE_MAX;  // the query row whose states are held
+};
+
+// ---------------------------------------------------------------- weights
+
+Engine::~Engine() = default;
+
+float *Engine::room(size_t count) {
+    owned_.push_back(std::make_unique<Buffer>());
+    return owned_.back()->get(std::max<size_t>(count, 1));
+}
+
+Linear Engine::pack(const float *weights, size_t outputs, size_t inputs, const float *bias) {
+    const size_t panel = kernels_.panel, panels = (outputs + panel - 1) / panel;
+    float *packed = room(panels * panel * inputs), *own = nullptr;
+    for (size_t p = 0; p < panels; ++p)
+        for (size_t k = 0; k < inputs; ++k)
+            for (size_t j = 0; j < panel; ++j) {
+                const size_t row = p * panel + j;
+                packed[(p * inputs + k) * panel + j] = row < outputs ? weights[row * inputs + k] : 0.0f;
+            }
+    if (bias != nullptr) {
+        own = room(outputs);
+        std::copy(bias, bias + outputs, own);
+    }
+    return {packed, own, outputs, inputs};
+}
+
+Engine::Norm Engine::norm(const Weights &weights, const std::string &name) {
+    float *both = room(2 * sizes_.hidden);
+    for (int part = 0; part < 2; ++part) {
+        const float *from = find(weights, name + (part ? ".bias" : ".weight"), sizes_.hidden, 1);
+        std::copy(from, from + sizes_.hidden, both + part * sizes_.hidden);
+    }
+    return {both, both + sizes_.hidden};
+}
+
+namespace {
+
+void check_sizes(const Sizes &s) {
+    if (s.vocabulary == 0 || s.hidden == 0 || s.layers == 0 || s.heads == 0 || s.feed_forward == 0)
+        refuse("a size of the network is 0");
+    if (s.hidden % s.heads != 0) refuse("hidden size is not a multiple of heads");
+    if (s.labels != 1 && s.labels != 2) refuse("labels must be 1 or 2");
+    if (s.query_length < 3 || s.item_length < 2) refuse("the layout has no room for a query and an item");
+    if (s.query_length + s.item_length > s.positions) refuse("the layout is longer than the network's positions");
+    if (s.join_layer >= s.layers) refuse("the join layer must be below the number of layers");
+    for (const std::int32_t id : {s.cls, s.sep})
+        if (id < 0 || static_cast<size_t>(id) >= s.vocabulary) refuse("a special token is not in the vocabulary");
+}
+
+}  // namespace
+
+Engine::Engine(const Sizes &sizes, const Weights &weights, const TokenTable &tokens, const Kernels &kernels)
+    : sizes_(sizes), kernels_(kernels), tokens_(tokens), projected_(sizes.layers > 1 ? 3 * sizes.hidden : 0) {
+    check_sizes(sizes);
+    for (size_t number = 0; number < sizes.layers; ++number) load_layer(weights, number);
+    const size_t hidden = sizes.hidden;
+    pooler_ = pack(find(weights, "pooler.weight", hidden, hidden), hidden, hidden, find(weights, "pooler.bias", hidden, 1));
+    const float *rows = find(weights, "classifier.weight", sizes.labels, hidden);
+    const float *bias = find(weights, "classifier.bias", sizes.labels, 1);
+    float *head = room(hidden);
+    for (size_t i = 0; i < hidden; ++i) head[i] = sizes.labels == 2 ? rows[hidden + i] - rows[i] : rows[i];
+    head_ = head;
+    head_bias_ = sizes.labels == 2 ? bias[1] - bias[0] : bias[0];
+    load_embeddings(weights);
+}
+
+void Engine::load_layer(const Weights &weights, size_t number) {
+    const size_t hidden = sizes_.hidden, width = hidden / sizes_.heads, fed = sizes_.feed_forward;
+    const std::string at = "encoder.layers." + std::to_string(number) + ".";
+    auto matrix = [&](const char *name, size_t rows, size_t columns) {
+        return find(weights, at + name + ".weight", rows, columns);
+    };
+    auto vector = [&](const char *name, size_t rows) { return find(weights, at + name + ".bias", rows, 1); };
+    Layer layer{};
+    // The scale of the scores and the change to base 2 go into the query's weights.
+    const float scale = static_cast<float>(LOG2_E / std::sqrt(static_cast<double>(width)));
+    std::vector<float> joined(3 * hidden * hidden), biases(3 * hidden);
+    const char *names[] = {"query", "key", "value"};
+    for (size_t part = 0; part < 3; ++part) {
+        const float *w = matrix(names[part], hidden, hidden), *b = vector(names[part], hidden);
+        const float factor = part == 0 ? scale : 1.0f;
+        for (size_t i = 0; i < hidden * hidden; ++i) joined[part * hidden * hidden + i] = w[i] * factor;
+        for (size_t i = 0; i < hidden; ++i) biases[part * hidden + i] = b[i] * factor;
+    }
+    const float *key = joined.data() + hidden * hidden, *value = key + hidden * hidden;
+    if (number + 1 < sizes_.layers) {
+        layer.projections = pack(joined.data(), 3 * hidden, hidden, biases.data());
+    } else {
+        layer.query = pack(joined.data(), hidden, hidden, biases.data());
+        std::vector<float> turned(hidden * width);
+        for (size_t head = 0; head < sizes_.heads; ++head) {
+            for (size_t i = 0; i < hidden; ++i)
+                for (size_t d = 0; d < width; ++d) turned[i * width + d] = key[(head * width + d) * hidden + i];
+            // The key's bias adds the same to every score of a query: the softmax does not see it.
+            layer.key_back.push_back(pack(turned.data(), hidden, width, nullptr));
+            layer.value.push_back(pack(value + head * width * hidden, width, hidden, biases.data() + 2 * hidden + head * width));
+        }
+    }
+    layer.attention_out = pack(matrix("attention_out", hidden, hidden), hidden, hidden, vector("attention_out", hidden));
+    layer.feed_in = pack(matrix("feed_in", fed, hidden), fed, hidden, vector("feed_in", fed));
+    layer.feed_out = pack(matrix("feed_out", hidden, fed), hidden, fed, vector("feed_out", hidden));
+    layer.attention_norm = norm(weights, at + "attention_norm");
+    layer.feed_norm = norm(weights, at + "feed_norm");
+    layers_.push_back(layer);
+}
+
+// Tables for x W = (sum of (part * gain) W - mean * gain W) / deviation + (shift W + bias).
+void Engine::load_embeddings(const Weights &weights) {
+    const size_t hidden = sizes_.hidden, row = table_row();
+    embedding_norm_ = norm(weights, "embeddings.norm");
+    part_positions_ = sizes_.query_length + sizes_.item_length;
+    const float *positions = find(weights, "embeddings.position.weight", sizes_.positions, hidden);
+    const float *segments = find(weights, "embeddings.segment.weight", 2, hidden);
+    for (size_t side = 0; side < 2; ++side) {
+        float *parts = room(part_positions_ * row);
+        for (size_t p = 0; p < part_positions_; ++p)
+            for (size_t i = 0; i < hidden; ++i) parts[p * row + i] = positions[p * hidden + i] + segments[side * hidden + i];
+        project(parts, part_positions_);
+        position_parts_[side] = parts;
+    }
+    if (sizes_.classes > 0) {
+        const float *classes = find(weights, "embeddings.term_class.weight", sizes_.classes, hidden);
+        float *parts = room(sizes_.classes * row);
+        for (size_t c = 0; c < sizes_.classes; ++c) std::copy(classes + c * hidden, classes + (c + 1) * hidden, parts + c * row);
+        project(parts, sizes_.classes);
+        class_parts_ = parts;
+    }
+    if (projected_ > 0) {
+        const Linear &first = layers_[0].projections;
+        float *sums = room(projected_), *shifts = room(projected_);
+        for (size_t j = 0; j < projected_; ++j) {
+            double gains = 0.0, shifted = 0.0;
+            for (size_t i = 0; i < hidden; ++i) {
+                const double w = first.packed[(j / kernels_.panel * hidden + i) * kernels_.panel + j % kernels_.panel];
+                gains += embedding_norm_.gain[i] * w;
+                shifted += embedding_norm_.shift[i] * w;
+            }
+            sums[j] = static_cast<float>(gains);
+            shifts[j] = static_cast<float>(shifted + first.bias[j]);
+        }
+        gain_sums_ = sums;
+        shifts_ = shifts;
+    }
+    table_rows_ = table_.get(sizes_.vocabulary * row);  // pages that are never written take no memory
+    ready_ = std::make_unique<std::atomic<std::uint8_t>[]>(sizes_.vocabulary);
+}
+
+// The products of rows of a table, behind their raw values.
+void Engine::project(float *rows, size_t count) const {
+    if (projected_ == 0) return;
+    const size_t hidden = sizes_.hidden, row = table_row();
+    std::vector<float> scaled(FILL_ROWS * hidden);
+    Linear first = layers_[0].projections;
+    first.bias = nullptr;
+    for (size_t start = 0; start < count; start += FILL_ROWS) {
+        const size_t some = std::min(FILL_ROWS, count - start);
+        for (size_t r = 0; r < some; ++r)
+            for (size_t i = 0; i < hidden; ++i)
+                scaled[r * hidden + i] = rows[(start + r) * row + i] * embedding_norm_.gain[i];
+        kernels_.linear(scaled.data(), hidden, first, rows + start * row + hidden, row, some, Epilogue::store);
+    }
+}
+
+// ---------------------------------------------------------------- the word table
+
+void Engine::fill_row(std::int32_t id, float *to) const {
+    const size_t hidden = sizes_.hidden, at = static_cast<size_t>(id) * hidden;
+    for (size_t i = 0; i < hidden; ++i)
+        to[i] = tokens_.floats != nullptr ? tokens_.floats[at + i]
+                                          : static_cast<float>(tokens_.steps[at + i]) * tokens_.scales[id];
+}
+
+void Engine::fill_table(std::vector<std::int32_t> ids, size_t threads) {
+    const std::lock_guard<std::mutex> hold(fill_);
+    const size_t row = table_row();
+    std::sort(ids.begin(), ids.end());
+    ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+    // Another call may have filled some while this one waited.
+    std::erase_if(ids, [&](std::int32_t id) { return ready_[id].load(std::memory_order_acquire) != 0; });
+    float *table = table_.get(sizes_.vocabulary * row);
+    parallel((ids.size() + FILL_ROWS - 1) / FILL_ROWS, threads, [&](size_t task, size_t) {
+        const size_t start = task * FILL_ROWS, some = std::min(FILL_ROWS, ids.size() - start);
+        std::vector<float> rows(some * row);
+        for (size_t r = 0; r < some; ++r) fill_row(ids[start + r], rows.data() + r * row);
+        project(rows.data(), some);
+        for (size_t r = 0; r < some; ++r) {
+            const std::int32_t id = ids[start + r];
+            std::memcpy(table + id * row, rows.data() + r * row, row * sizeof(float));
+            ready_[id].store(1, std::memory_order_release);
+        }
+    });
+}
+
+void Engine::embed_row(std::int32_t id, size_t side, size_t position, size_t term_class, float *x,
+                       float *projected) const {
+    const size_t row = table_row();
+    const float *parts[3] = {table_rows_ + static_cast<size_t>(id) * row, position_parts_[side] + position * row,
+                             class_parts_ != nullptr ? class_parts_ + term_class * row : nullptr};
+    const EmbedSizes sizes{sizes_.hidden, projected != nullptr ? projected_ : 0, sizes_.epsilon};
+    kernels_.embed(parts, class_parts_ != nullptr ? 3 : 2, sizes, embedding_norm_.gain, embedding_norm_.shift,
+                   gain_sums_, shifts_, x, projected);
+}
+
+// The rows of a text: [CLS] first where there is room for it, [SEP] last.
+void Engine::embed_text(const Rows &rows, size_t row, size_t side, size_t position, float *x, float *projected) const {
+    auto put = [&](std::int32_t id, size_t term_class) {
+        embed_row(id, side, position, term_class, x, projected);
+        ++position;
+        x += sizes_.hidden;
+        if (projected != nullptr) projected += projected_;
+    };
+    if (side == 0) put(sizes_.cls, 0);
+    for (std::int64_t t = rows.offsets[row]; t < rows.offsets[row + 1]; ++t)
+        put(rows.ids[t], rows.classes != nullptr ? static_cast<size_t>(rows.classes[t]) : 0);
+    put(sizes_.sep, 0);
+}
+
+// ---------------------------------------------------------------- layers
+
+// Softmax attention of one pair's rows in one layer; `seen` gets the rows of all heads.
+void Engine::attend(Workspace &work, const Span &span, const float *projected, float *seen, bool one_way) const {
+    const size_t hidden = sizes_.hidden, width = hidden / sizes_.heads, ld = 3 * hidden, rows = span.rows();
+    float *scratch = work.scratch.get(attention_scratch(rows, rows, width));
+    const size_t apart = one_way ? span.query_rows : 0;
+    for (size_t head = 0; head < sizes_.heads; ++head) {
+        const float *q = projected + head * width, *k = q + hidden, *v = k + hidden;
+        float *out = seen + head * width;
+        const size_t first = one_way ? span.query_rows : rows;  // rows that see all
+        if (first > 0) kernels_.attention(q, first, k, v, rows, ld, width, out, hidden, scratch);
+        if (rows > first)
+            kernels_.attention(q + apart * ld, rows - first, k + apart * ld, v + apart * ld, rows - first, ld, width,
+                               out + apart * hidden, hidden, scratch);
+    }
+}
+
+// Layers from..to-1 over the rows of the spans, in place. `given` holds the first layer's projections if any.
+void Engine::run_layers(Workspace &work, float *x, const std::vector<Span> &spans, size_t from, size_t to,
+                        float *given, bool one_way) const {
+    const size_t hidden = sizes_.hidden;
+    size_t rows = 0;
+    for (const Span &span : spans) rows += span.rows();
+    float *seen = work.seen.get(rows * hidden), *fed = work.fed.get(rows * sizes_.feed_forward);
+    for (size_t number = from; number < to; ++number) {
+        const Layer &layer = layers_[number];
+        float *projected = given;
+        if (number > from || projected == nullptr) {
+            projected = work.projected.get(rows * 3 * hidden);
+            kernels_.linear(x, hidden, layer.projections, projected, 3 * hidden, rows, Epilogue::store);
+        }
+        size_t row = 0;
+        for (const Span &span : spans) {
+            attend(work, span, projected + row * 3 * hidden, seen + row * hidden, one_way);
+            row += span.rows();
+        }
+        feed_forward(layer, x, seen, fed, rows);
+    }
+}
+
+// What follows attention in a layer: x becomes the layer's output.
+void Engine::feed_forward(const Layer &layer, float *x, const float *seen, float *fed, size_t rows) const {
+    const size_t hidden = sizes_.hidden;
+    kernels_.linear(seen, hidden, layer.attention_out, x, hidden, rows, Epilogue::add);
+    kernels_.layer_norm(x, hidden, rows, hidden, layer.attention_norm.gain, layer.attention_norm.shift, sizes_.epsilon);
+    kernels_.linear(x, hidden, layer.feed_in, fed, sizes_.feed_forward, rows, Epilogue::gelu);
+    kernels_.linear(fed, sizes_.feed_forward, layer.feed_out, x, hidden, rows, Epilogue::add);
+    kernels_.layer_norm(x, hidden, rows, hidden, layer.feed_norm.gain, layer.feed_norm.shift, sizes_.epsilon);
+}
+
+// The last layer for [CLS] alone, with key and value weights taken into the query and behind the sum, then the head.
+void Engine::finish(Workspace &work, const float *x, const std::vector<Span> &spans, float *logits) const {
+    const size_t hidden = sizes_.hidden, heads = sizes_.heads, width = hidden / heads, count = spans.size();
+    const Layer &layer = layers_.back();
+    float *first = work.first.get(count * hidden), *query = work.wanted.get(count * hidden);
+    float *keys = work.keys.get(count * heads * hidden), *pooled = work.pooled.get(count * heads * hidden);
+    float *seen = work.seen.get(count * hidden);
+    size_t row = 0, longest = 0;
+    for (size_t i = 0; i < count; ++i) {
+        std::memcpy(first + i * hidden, x + row * hidden, hidden * sizeof(float));
+        row += spans[i].rows();
+        longest = std::max(longest, spans[i].rows());
+    }
+    kernels_.linear(first, hidden, layer.query, query, hidden, count, Epilogue::store);
+    for (size_t head = 0; head < heads; ++head)
+        kernels_.linear(query + head * width, hidden, layer.key_back[head], keys + head * hidden, heads * hidden, count,
+                        Epilogue::store);
+    float *scratch = work.scratch.get(heads * longest);
+    row = 0;
+    for (size_t i = 0; i < count; ++i) {
+        kernels_.pooled_attention(keys + i * heads * hidden, heads, x + row * hidden, spans[i].rows(), hidden, hidden,
+                                  pooled + i * heads * hidden, scratch);
+        row += spans[i].rows();
+    }
+    for (size_t head = 0; head < heads; ++head)
+        kernels_.linear(pooled + head * hidden, heads * hidden, layer.value[head], seen + head * width, hidden, count,
+                        Epilogue::store);
+    feed_forward(layer, first, seen, work.fed.get(count * sizes_.feed_forward), count);
+    kernels_.linear(first, hidden, pooler_, query, hidden, count, Epilogue::store);
+    kernels_.tanh(query, count * hidden);
+    for (size_t i = 0; i < count; ++i) logits[i] = kernels_.dot(query + i * hidden, head_, hidden) + head_bias_;
+}
+
+// ---------------------------------------------------------------- the schedule
+
+// States of a query at the join, and with an early join the first layer's projections, kept for its next items.
+void Engine::prepare_query(const Rows &queries, size_t row, Workspace &work) const {
+    if (work.query == row) return;
+    const size_t count = text_rows(queries, row, 0);
+    float *x = work.query_states.get(count * sizes_.hidden);
+    float *projected = projected_ > 0 ? work.query_projected.get(count * projected_) : nullptr;
+    embed_text(queries, row, 0, 0, x, projected);
+    if (sizes_.join_layer > 0) {
+        work.part.assign(1, Span{count, 0});
+        run_layers(work, x, work.part, 0, sizes_.join_layer, projected, false);
+    }
+    work.query = row;
+}
+
+size_t Engine::text_rows(const Rows &rows, size_t row, size_t side) const {
+    return static_cast<size_t>(rows.offsets[row + 1] - rows.offsets[row]) + (side == 0 ? 2 : 1);
+}
+
+// The pairs of one block through all layers.
+void Engine::block(const Rows &queries, const Rows &items, const Pair *pairs, size_t count, Workspace &work,
+                   float *out) const {
+    const size_t hidden = sizes_.hidden, join = sizes_.join_layer, last = sizes_.layers - 1;
+    std::vector<Span> &spans = work.spans;
+    spans.clear();
+    size_t total = 0;
+    for (size_t i = 0; i < count; ++i) {
+        spans.push_back({text_rows(queries, pairs[i].query, 0), text_rows(items, pairs[i].item, 1)});
+        total += spans.back().rows();
+    }
+    float *x = work.states.get(total * hidden);
+    for (size_t start = 0; start < count;) {
+        size_t stop = start, rows = 0;
+        do rows += spans[stop++].rows();
+        while (stop < count && rows + spans[stop].rows() <= BLOCK_TOKENS);
+        std::vector<Span> &part = work.part;
+        if (join > 0) {
+            // Items first, each on its own; then they take their places behind the query.
+            size_t alone = 0;
+            for (size_t i = start; i < stop; ++i) alone += spans[i].item_rows;
+            float *states = work.alone.get(alone * hidden), *projected = work.given.get(alone * projected_);
+            alone = 0;
+            for (size_t i = start; i < stop; ++i) {
+                const size_t place = sizes_.running ? spans[i].query_rows : sizes_.query_length;
+                embed_text(items, pairs[i].item, 1, place, states + alone * hidden, projected + alone * projected_);
+                alone += spans[i].item_rows;
+            }
+            part.clear();
+            for (size_t i = start; i < stop; ++i) part.push_back({0, spans[i].item_rows});
+            run_layers(work, states, part, 0, join, projected, false);
+            float *to = x;
+            const float *from = states;
+            for (size_t i = start; i < stop; ++i) {
+                prepare_query(queries, pairs[i].query, work);
+                const size_t query = spans[i].query_rows * hidden, item = spans[i].item_rows * hidden;
+                std::memcpy(to, work.query_states.get(0), query * sizeof(float));
+                std::memcpy(to + query, from, item * sizeof(float));
+                to += query + item;
+                from += item;
+            }
+        } else {
+            float *projected = projected_ > 0 ? work.given.get(rows * projected_) : nullptr;
+            float *to = x, *behind = projected;
+            for (size_t i = start; i < stop; ++i) {
+                prepare_query(queries, pairs[i].query, work);
+                const size_t query = spans[i].query_rows, item = spans[i].item_rows;
+                const size_t place = sizes_.running ? query : sizes_.query_length;
+                std::memcpy(to, work.query_states.get(0), query * hidden * sizeof(float));
+                if (projected != nullptr)
+                    std::memcpy(behind, work.query_projected.get(0), query * projected_ * sizeof(float));
+                embed_text(items, pairs[i].item, 1, place, to + query * hidden,
+                           projected != nullptr ? behind + query * projected_ : nullptr);
+                to += (query + item) * hidden;
+                behind += (query + item) * projected_;
+            }
+        }
+        part.assign(spans.begin() + static_cast<std::ptrdiff_t>(start), spans.begin() + static_cast<std::ptrdiff_t>(stop));
+        if (last > join) run_layers(work, x, part, join, last, join > 0 ? nullptr : work.given.get(0), sizes_.one_way);
+        x += rows * hidden;
+        start = stop;
+    }
+    float *logits = work.logits.get(count);
+    finish(work, work.states.get(0), spans, logits);
+    for (size_t i = 0; i < count; ++i) out[pairs[i].place] = logits[i];
+}
+
+void Engine::check(const Rows &rows, const std::int64_t *chosen, size_t count, size_t side, const char *what) const {
+    const std::string name = what;
+    std::vector<bool> seen(rows.count, false);
+    const size_t limit = side == 0 ? sizes_.query_length - 2 : sizes_.item_length - 1;
+    for (size_t i = 0; i < count; ++i) {
+        const std::int64_t row = chosen[i];
+        if (row < 0 || static_cast<size_t>(row) >= rows.count)
+            refuse(name + " row " + std::to_string(row) + " is outside of " + std::to_string(rows.count) + " rows");
+        if (seen[static_cast<size_t>(row)]) continue;
+        seen[static_cast<size_t>(row)] = true;
+        const std::int64_t first = rows.offsets[row], end = rows.offsets[row + 1];
+        if (first < 0 || end < first || static_cast<size_t>(end) > rows.tokens)
+            refuse(name + " row " + std::to_string(row) + " has offsets " + std::to_string(first) + " to " +
+                   std::to_string(end) + " in " + std::to_string(rows.tokens) + " tokens");
+        if (static_cast<size_t>(end - first) > limit)
+            refuse(name + " row " + std::to_string(row) + " has " + std::to_string(end - first) +
+                   " tokens, the layout has room for " + std::to_string(limit));
+        for (std::int64_t t = first; t < end; ++t) {
+            if (rows.ids[t] < 0 || static_cast<size_t>(rows.ids[t]) >= sizes_.vocabulary)
+                refuse(name + " row " + std::to_string(row) + " has the token id " + std::to_string(rows.ids[t]) +
+                       ", the vocabulary has " + std::to_string(sizes_.vocabulary));
+            if (sizes_.classes > 0 && rows.classes != nullptr &&
+                (rows.classes[t] < 0 || static_cast<size_t>(rows.classes[t]) >= sizes_.classes))
+                refuse(name + " row " + std::to_string(row) + " has the term class " + std::to_string(rows.classes[t]) +
+                       ", the model has " + std::to_string(sizes_.classes));
+        }
+    }
+}
+
+std::vector<std::int32_t> Engine::missing(const Rows &rows, const std::int64_t *chosen, size_t count) const {
+    std::vector<std::int32_t> ids;
+    for (const std::int32_t id : {sizes_.cls, sizes_.sep})
+        if (ready_[id].load(std::memory_order_acquire) == 0) ids.push_back(id);
+    for (size_t i = 0; i < count; ++i)
+        for (std::int64_t t = rows.offsets[chosen[i]]; t < rows.offsets[chosen[i] + 1]; ++t)
+            if (ready_[rows.ids[t]].load(std::memory_order_acquire) == 0) ids.push_back(rows.ids[t]);
+    return ids;
+}
+
+std::unique_ptr<Workspace> Engine::take_workspace() {
+    const std::lock_guard<std::mutex> hold(idle_lock_);
+    if (idle_.empty()) return std::make_unique<Workspace>();
+    std::unique_ptr<Workspace> work = std::move(idle_.back());
+    idle_.pop_back();
+    work->query = SIZE_MAX;
+    return work;
+}
+
+void Engine::score(const Rows &queries, const std::int64_t *query_rows, const Rows &items,
+                   const std::int64_t *item_rows, size_t pairs, size_t threads, float *out) {
+    check(queries, query_rows, pairs, 0, "query");
+    check(items, item_rows, pairs, 1, "item");
+    if (pairs == 0) return;
+    threads = std::max<size_t>(threads, 1);
+    std::vector<Pair> order(pairs);
+    for (size_t i = 0; i < pairs; ++i)
+        order[i] = {static_cast<size_t>(query_rows[i]), static_cast<size_t>(item_rows[i]), i};
+    // Pairs of one query stand together: its side is computed once for each thread.
+    std::stable_sort(order.begin(), order.end(), [](const Pair &a, const Pair &b) { return a.query < b.query; });
+    std::vector<std::int32_t> ids = missing(queries, query_rows, pairs), more = missing(items, item_rows, pairs);
+    ids.insert(ids.end(), more.begin(), more.end());
+    if (!ids.empty()) fill_table(std::move(ids), threads);
+
+    // Blocks small enough that the last ones keep no thread waiting.
+    const size_t most = threads == 1 ? BLOCK_ITEMS : std::clamp<size_t>(pairs / (4 * threads), 1, BLOCK_ITEMS);
+    std::vector<size_t> starts{0};
+    for (size_t i = 0, rows = 0; i < pairs; ++i) {
+        const size_t more_rows = text_rows(queries, order[i].query, 0) + text_rows(items, order[i].item, 1);
+        if (i > starts.back() && (i - starts.back() >= most || rows + more_rows > MOST_TOKENS)) {
+            starts.push_back(i);
+            rows = 0;
+        }
+        rows += more_rows;
+    }
+    starts.push_back(pairs);
+    std::vector<std::unique_ptr<Workspace>> works(std::min(threads, starts.size() - 1));
+    for (auto &work : works) work = take_workspace();
+    parallel(starts.size() - 1, threads, [&](size_t task, size_t worker) {
+        block(queries, items, order.data() + starts[task], starts[task + 1] - starts[task], *works[worker], out);
+    });
+    const std::lock_guard<std::mutex> hold(idle_lock_);
+    for (auto &work : works) idle_.push_back(std::move(work));
+}
+
+// ---------------------------------------------------------------- the choice of kernels
+
+const Kernels *find_kernels(const char *wanted) {
+    const std::string name = wanted != nullptr ? wanted : "";
+#if defined(__x86_64__) || defined(_M_X64)
+    __builtin_cpu_init();
+    if ((name.empty() || name == "avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        return &avx512_kernels();
+    if ((name.empty() || name == "avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return &avx2_kernels();
+#endif
+    return name.empty() || name == "portable" ? &portable_kernels() : nullptr;
+}
+
+}  // namespace pertinent

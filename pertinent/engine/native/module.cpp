@@ -1,0 +1,130 @@
+// The engine as a Python module. Every array is checked here or in the engine before it is read, and the
+// interpreter's lock is released while scores are computed.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+
+#include "engine.hpp"
+
+namespace nb = nanobind;
+using namespace pertinent;
+
+template <class T, std::size_t N>
+using Array = nb::ndarray<const T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<nb::numpy, float, nb::ndim<1>>;
+
+namespace {
+
+Weight weight_of(const nb::handle &value) {
+    auto array = nb::cast<nb::ndarray<const float, nb::c_contig, nb::device::cpu>>(value);
+    if (array.ndim() != 1 && array.ndim() != 2) throw nb::value_error("a weight must have one or two dimensions");
+    return {array.data(), array.shape(0), array.ndim() == 2 ? array.shape(1) : 1};
+}
+
+Rows rows_of(const Array<std::int32_t, 1> &ids, const Array<std::int64_t, 1> &offsets,
+             const std::optional<Array<std::int8_t, 1>> &classes) {
+    if (offsets.shape(0) < 1) throw nb::value_error("offsets are empty; give one more than there are rows");
+    if (classes && classes->shape(0) != ids.shape(0)) throw nb::value_error("there must be one term class for each token");
+    return {ids.data(), ids.shape(0), offsets.data(), offsets.shape(0) - 1, classes ? classes->data() : nullptr};
+}
+
+Floats owned(std::vector<float> &&values) {
+    auto *held = new std::vector<float>(std::move(values));
+    nb::capsule owner(held, [](void *p) noexcept { delete static_cast<std::vector<float> *>(p); });
+    return Floats(held->data(), {held->size()}, owner);
+}
+
+// Keeps the word vectors alive, which the engine reads where they lie.
+class PyEngine {
+  public:
+    PyEngine(const nb::dict &sizes, const nb::dict &weights, const nb::object &token_rows,
+             const std::optional<Array<float, 1>> &token_scales, const std::optional<std::string> &instructions)
+        : token_rows_(token_rows) {
+        auto size = [&](const char *name) { return nb::cast<std::size_t>(sizes[name]); };
+        Sizes s{};
+        s.vocabulary = size("vocabulary");
+        s.hidden = size("hidden");
+        s.layers = size("layers");
+        s.heads = size("heads");
+        s.feed_forward = size("feed_forward");
+        s.positions = size("positions");
+        s.classes = size("classes");
+        s.labels = size("labels");
+        s.query_length = size("query_length");
+        s.item_length = size("item_length");
+        s.join_layer = size("join_layer");
+        s.running = nb::cast<bool>(sizes["running"]);
+        s.one_way = nb::cast<bool>(sizes["one_way"]);
+        s.epsilon = nb::cast<float>(sizes["epsilon"]);
+        s.cls = nb::cast<std::int32_t>(sizes["cls"]);
+        s.sep = nb::cast<std::int32_t>(sizes["sep"]);
+        TokenTable tokens;
+        std::size_t count, width;
+        if (token_scales) {
+            auto steps = nb::cast<Array<std::int8_t, 2>>(token_rows);
+            scales_ = *token_scales;
+            tokens.steps = steps.data();
+            tokens.scales = scales_.data();
+            count = steps.shape(0), width = steps.shape(1);
+            if (scales_.shape(0) != count) throw nb::value_error("there must be one scale for each token row");
+        } else {
+            auto floats = nb::cast<Array<float, 2>>(token_rows);
+            tokens.floats = floats.data();
+            count = floats.shape(0), width = floats.shape(1);
+        }
+        if (count != s.vocabulary || width != s.hidden) throw nb::value_error("the token rows do not have the network's shape");
+        Weights found;
+        for (auto [name, value] : weights) found[nb::cast<std::string>(name)] = weight_of(value);
+        const Kernels *kernels = find_kernels(instructions ? instructions->c_str() : nullptr);
+        if (kernels == nullptr) throw nb::value_error("this processor has not the instructions that were asked for");
+        engine_ = std::make_unique<Engine>(s, found, tokens, *kernels);
+    }
+
+    Floats score(const Array<std::int32_t, 1> &query_ids, const Array<std::int64_t, 1> &query_offsets,
+                 const std::optional<Array<std::int8_t, 1>> &query_classes, const Array<std::int64_t, 1> &query_rows,
+                 const Array<std::int32_t, 1> &item_ids, const Array<std::int64_t, 1> &item_offsets,
+                 const std::optional<Array<std::int8_t, 1>> &item_classes, const Array<std::int64_t, 1> &item_rows,
+                 std::size_t threads) {
+        if (query_rows.shape(0) != item_rows.shape(0)) throw nb::value_error("there must be one item row for each query row");
+        const Rows queries = rows_of(query_ids, query_offsets, query_classes);
+        const Rows items = rows_of(item_ids, item_offsets, item_classes);
+        std::vector<float> logits(query_rows.shape(0));
+        {
+            nb::gil_scoped_release release;
+            engine_->score(queries, query_rows.data(), items, item_rows.data(), logits.size(), threads, logits.data());
+        }
+        return owned(std::move(logits));
+    }
+
+    std::string instructions() const { return engine_->kernels().name; }
+
+  private:
+    nb::object token_rows_;
+    Array<float, 1> scales_;
+    std::unique_ptr<Engine> engine_;
+};
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    m.doc() = "The native scoring engine.";
+    m.def("instructions", [] {
+        std::vector<std::string> names;
+        for (const char *name : {"portable", "avx2", "avx512"})
+            if (find_kernels(name) != nullptr) names.emplace_back(name);
+        return names;
+    }, "The instruction sets that this processor runs, best last.");
+    nb::class_<PyEngine>(m, "Engine")
+        .def(nb::init<const nb::dict &, const nb::dict &, const nb::object &, const std::optional<Array<float, 1>> &,
+                      const std::optional<std::string> &>(),
+             nb::arg("sizes"), nb::arg("weights"), nb::arg("token_rows"), nb::arg("token_scales").none() = nb::none(),
+             nb::arg("instructions").none() = nb::none())
+        .def("score", &PyEngine::score, nb::arg("query_ids"), nb::arg("query_offsets"), nb::arg("query_classes").none(),
+             nb::arg("query_rows"), nb::arg("item_ids"), nb::arg("item_offsets"), nb::arg("item_classes").none(),
+             nb::arg("item_rows"), nb::arg("threads"))
+        .def_prop_ro("instructions", &PyEngine::instructions);
+}

@@ -1,0 +1,182 @@
+"""The native engine as a backend: exact scores from token rows, on all cores, without torch or ONNX Runtime.
+
+Unlike the others it does not want padded batches. Its C++ kernels take the rows of queries and items as
+they are stored, compute what depends on one text only once, and pad nothing (``docs/engine.md``).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pertinent.artifact import Artifact
+from pertinent.errors import ArtifactError, ConfigError, DataError
+from pertinent.lexicon.pairs import CONTROL_TOKENS, TOKENIZER_FILE, PairConfig
+from pertinent.models.store import MODEL_FILE, TOKEN_ROWS, WEIGHTS_FILE, load_pairs, model_settings
+from pertinent.models.weights import SCALE, read_weight, weight_names
+from pertinent.records import TokenBatch, TokenRows
+
+MODULE = "pertinent.engine._native"
+NETWORKS = ("ei_src",)
+TERM_CLASS_ROWS = "embeddings.term_class.weight"
+
+
+def native_module() -> Any | None:
+    """The compiled module, or None where this installation has none."""
+    try:
+        return importlib.import_module(MODULE)
+    except ImportError:
+        return None
+
+
+def usable(artifact: Artifact) -> bool:
+    """Whether the native engine is built here and knows the kind of network that the model is."""
+    return model_settings(artifact)["network"].get("type", "ei_src") in NETWORKS and native_module() is not None
+
+
+class NativeBackend:
+    """Runs the exact schedule in C++. One call uses all threads; calls from several threads are safe too."""
+
+    name = "native"
+
+    def __init__(self, engine: Any, specials: tuple[int, int], threads: int) -> None:
+        self._engine = engine
+        self._cls, self._sep = specials
+        self.workers = threads
+
+    @classmethod
+    def open(cls, artifact: Artifact, threads: int, instructions: str | None = None) -> Self:
+        """The engine over a model artifact; ``instructions`` is avx512, avx2 or portable, None the best here.
+
+        Raises ConfigError where the module was not built, ArtifactError where weights and sizes do not fit.
+        """
+        module = native_module()
+        if module is None:
+            raise ConfigError(
+                "the native engine was not built when pertinent was installed; install a C++ compiler and run: "
+                "pip install --force-reinstall --no-deps pertinent, or score with the backend 'onnx'"
+            )
+        settings = model_settings(artifact)
+        kind = settings["network"].get("type", "ei_src")
+        if kind not in NETWORKS:
+            raise ConfigError(
+                f"{artifact.path}: the native engine computes {', '.join(NETWORKS)}, not {kind}; "
+                "score with the backend 'onnx' or 'torch'"
+            )
+        specials = special_ids(artifact)
+        weights, token_rows, scales = _weights(artifact)
+        sizes = _sizes(settings, weights, token_rows) | {"cls": specials[0], "sep": specials[1]}
+        try:
+            engine = module.Engine(sizes, weights, token_rows, scales, instructions)
+        except (ValueError, TypeError) as error:
+            raise ArtifactError(f"{artifact.path / WEIGHTS_FILE}: does not fit {MODEL_FILE}: {error}") from None
+        return cls(engine, specials, threads)
+
+    @property
+    def instructions(self) -> str:
+        """The instruction set in use: avx512, avx2 or portable."""
+        return str(self._engine.instructions)
+
+    def forward_rows(
+        self,
+        queries: TokenRows,
+        query_rows: NDArray[np.int64],
+        items: TokenRows,
+        item_rows: NDArray[np.int64],
+        threads: int | None = None,
+    ) -> NDArray[np.float32]:
+        """The logit of each pair of rows, ``[n]``, in the order given. ``threads`` None takes all that were given."""
+        arguments = (*_arrays(queries, query_rows), *_arrays(items, item_rows))
+        try:
+            logits: NDArray[np.float32] = self._engine.score(*arguments, self.workers if threads is None else threads)
+        except ValueError as error:
+            raise DataError(f"token rows are not those of the model: {error}", fix="index the items again") from None
+        return logits
+
+    def forward(self, batch: TokenBatch) -> NDArray[np.float32]:
+        """The relevance logit of each pair of a padded batch, ``[batch]``, on this thread."""
+        places = np.arange(len(batch))
+        width = batch.query_length
+        queries = _unpadded(batch, slice(1, width))
+        items = _unpadded(batch, slice(width, None))
+        return self.forward_rows(queries, places, items, places, threads=1)
+
+
+def special_ids(artifact: Artifact) -> tuple[int, int]:
+    """The ids of ``[CLS]`` and ``[SEP]``."""
+    try:
+        added = json.loads(artifact.file(TOKENIZER_FILE).read_bytes())["added_tokens"]
+        ids = {entry["content"]: int(entry["id"]) for entry in added}
+        return ids[CONTROL_TOKENS[0]], ids[CONTROL_TOKENS[1]]
+    except (KeyError, TypeError, ValueError):  # an unusual file: the tokenizer itself knows
+        pairs = load_pairs(artifact)
+        return pairs.cls_id, pairs.sep_id
+
+
+def _weights(artifact: Artifact) -> tuple[dict[str, NDArray[np.float32]], NDArray[Any], NDArray[np.float32] | None]:
+    """All weights as float32 but the word vectors, those as stored where they are int8, and their scales."""
+    from safetensors import SafetensorError, safe_open
+
+    path = artifact.file(WEIGHTS_FILE)
+    try:
+        with safe_open(path, framework="np") as file:
+            names = weight_names(file) - {TOKEN_ROWS}
+            weights = {name: np.ascontiguousarray(read_weight(file, name), dtype=np.float32) for name in sorted(names)}
+            rows = file.get_tensor(TOKEN_ROWS)
+            scales = file.get_tensor(TOKEN_ROWS + SCALE) if rows.dtype == np.int8 else None
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path}: not readable as safetensors ({error}); the file is damaged") from None
+    return weights, rows if scales is not None else np.ascontiguousarray(rows, dtype=np.float32), scales
+
+
+def _sizes(
+    settings: dict[str, Any], weights: dict[str, NDArray[np.float32]], token_rows: NDArray[Any]
+) -> dict[str, Any]:
+    """What the engine must know, from the settings of a model and the shapes of its weights, which it checks."""
+    network = settings["network"]
+    pairs = PairConfig.build(settings["pairs"], f"{MODEL_FILE}: pairs")
+    try:
+        return {
+            "vocabulary": len(token_rows),
+            "hidden": token_rows.shape[1],
+            "layers": int(network["layers"]),
+            "heads": int(network["heads"]),
+            "feed_forward": int(network["feed_forward_size"]),
+            "positions": int(network["max_positions"]),
+            "classes": len(weights[TERM_CLASS_ROWS]) if network["term_classes"] else 0,
+            "labels": int(network["labels"]),
+            "epsilon": float(network["layer_norm_eps"]),
+            "query_length": pairs.query_length,
+            "item_length": pairs.item_length,
+            "running": pairs.positions == "running",
+            "join_layer": int(network.get("join_layer", 0)),
+            "one_way": bool(network.get("one_way", False)),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{MODEL_FILE}: network: {type(error).__name__} {error}; the file is damaged") from None
+
+
+def _arrays(rows: TokenRows, chosen: NDArray[np.int64]) -> tuple[Any, ...]:
+    """What the engine takes of one side, of the types it reads; arrays that have them are not copied."""
+    classes = None if rows.term_classes is None else np.ascontiguousarray(rows.term_classes, dtype=np.int8)
+    return (
+        np.ascontiguousarray(rows.ids, dtype=np.int32),
+        np.ascontiguousarray(rows.offsets, dtype=np.int64),
+        classes,
+        np.ascontiguousarray(chosen, dtype=np.int64),
+    )
+
+
+def _unpadded(batch: TokenBatch, columns: slice) -> TokenRows:
+    """The rows of one block of a batch, without its last real token: [SEP]."""
+    mask = batch.mask[:, columns]
+    lengths = mask.sum(axis=1) - 1
+    inside = np.arange(mask.shape[1])[None] < lengths[:, None]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    ids = batch.token_ids[:, columns][inside].astype(np.int32)
+    classes = batch.term_class_ids[:, columns][inside].astype(np.int8)
+    return TokenRows(ids, offsets, np.zeros(len(batch), dtype=np.bool_), classes)
