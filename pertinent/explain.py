@@ -14,7 +14,7 @@ from pydantic import Field
 from pertinent.config import Config
 from pertinent.errors import ConfigError
 from pertinent.lexicon.gazetteer import split_words
-from pertinent.text import normalize
+from pertinent.text import JOINT, normalize
 
 if TYPE_CHECKING:
     from pertinent.lexicon.gazetteer import Words
@@ -134,7 +134,7 @@ def explain_text(text: str, pairs: PairTokenizer, tagger: Tagger, limit: int) ->
     encoding = pairs.tokenizer.encode(normal, add_special_tokens=False)
     classes = _classes(encoding.offsets, spans)
     pieces = zip(encoding.tokens, classes, strict=True)
-    tokens = tuple(Token(piece, name, place < limit) for place, (piece, name) in enumerate(pieces))
+    tokens = tuple(Token(piece.replace(JOINT, ""), name, place < limit) for place, (piece, name) in enumerate(pieces))
     return ExplainedText(normal, tokens, tuple(Term(s.text, s.term_class, s.source, s.start, s.end) for s in spans))
 
 

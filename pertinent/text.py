@@ -11,6 +11,9 @@ MAX_CHARACTERS = 10_000
 # One more whenever `normalize` gives another text for any input: cached scores are found by normalized queries.
 NORMALIZER = 1
 
+# A zero-width joiner, which no normalized text has: extended tokenizers set it within numbers, for themselves.
+JOINT = "\u200d"
+
 _SPACES = re.compile(r"\s+")
 _WORD = re.compile(r"\w+(?:[.,'’-]\w+)*[%°]?", re.UNICODE)
 

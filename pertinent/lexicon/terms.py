@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer, models
 
 from pertinent.errors import ArtifactError
-from pertinent.text import words
+from pertinent.text import JOINT, words
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def splitting_words(tokenizer: Tokenizer, candidates: Iterable[str]) -> dict[str
     distinct = [word for word in dict.fromkeys(fold(tokenizer, candidates)) if word and not _has_space(word)]
     encodings = tokenizer.encode_batch(distinct, add_special_tokens=False)
     return {
-        word: tuple(encoding.tokens)
+        word: tuple(token.replace(JOINT, "") for token in encoding.tokens)
         for word, encoding in zip(distinct, encodings, strict=True)
         if len(encoding.ids) >= 2 and tokenizer.token_to_id(word) is None
     }
@@ -73,7 +73,8 @@ def splitting_words(tokenizer: Tokenizer, candidates: Iterable[str]) -> dict[str
 def fold(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
     """Texts as the tokenizer's own normalizer makes them: lower case, and without accents in most BERTs."""
     normalizer = tokenizer.normalizer
-    return list(texts) if normalizer is None else [normalizer.normalize_str(text) for text in texts]
+    # An extended tokenizer has joints within numbers, which are no part of the text.
+    return list(texts) if normalizer is None else [normalizer.normalize_str(text).replace(JOINT, "") for text in texts]
 
 
 def need_word_pieces(tokenizer: Tokenizer, source: str) -> None:

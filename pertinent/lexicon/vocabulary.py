@@ -1,24 +1,26 @@
 """Whole words added to a WordPiece tokenizer, their embedding rows, and what they save (ei-SRC, section 4).
 
-An added word is matched before the text is cut into pieces, where neither neighbor is a letter, a
-digit or an underscore: ``12v`` in ``12v/5a`` and ``(12v)``, but ``oem`` not in ``poem``. Of several
-words that begin at the same place the longest is tried. All other text is cut as before. The result
-is an ordinary ``tokenizer.json``; Hugging Face tokenizers give the same ids.
+An added word is matched before the text is cut into pieces, where it is a whole word: no letter, digit
+or underscore beside it, as ``12v`` in ``12v/5a`` but ``oem`` not in ``poem``; a percent sign ends a word
+by itself (``100%`` in ``100%cotton``), and a point or comma between two digits ends none (no ``6ft`` in
+``5.6ft``). Of several words that begin at the same place the longest is tried. All other text is cut as
+before. The result is an ordinary ``tokenizer.json``; Hugging Face tokenizers give the same ids.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 
 from pertinent.lexicon.pairs import PairTokenizer
 from pertinent.lexicon.terms import splitting_words, word_counts
-from pertinent.text import normalize, words
+from pertinent.text import JOINT, normalize, words
 
 # [CLS] query [SEP] title [SEP]
 PAIR_CONTROL_TOKENS = 3
@@ -54,10 +56,33 @@ def extend_tokenizer(tokenizer: Tokenizer, added: Iterable[str]) -> Tokenizer:
 
     Words that the tokenizer does not split are left out; the given tokenizer stays as it is.
     """
-    extended = Tokenizer.from_str(tokenizer.to_str())
-    tokens = [AddedToken(word, single_word=True, normalized=True) for word in splitting_words(tokenizer, added)]
+    split = splitting_words(tokenizer, added)
+    if not split:
+        return Tokenizer.from_str(tokenizer.to_str())
+    extended = with_borders(tokenizer)
+    tokens = [AddedToken(word, single_word=True, normalized=True) for word in split]
     extended.add_tokens(tokens)
     return extended
+
+
+def with_borders(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that cuts every text as before, and finds whole words only, also beside percent signs and points.
+
+    Added tokens are held against the letter, digit or underscore beside them, and nothing else. So the
+    normalizer sets a space between a percent sign and a letter, and an invisible joiner, which counts as
+    a letter, around a point or comma between digits; the joiner is taken out again before words are cut.
+    A tokenizer that does not cut there anyway, or that reads the joiner itself, stays as it is.
+    """
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    own, cut = copy.normalizer, copy.pre_tokenizer
+    if own is None or cut is None or own.normalize_str(f"1.5{JOINT}a") != "1.5a":
+        return copy
+    if [part for part, _ in cut.pre_tokenize_str("1.5,6%a")] != ["1", ".", "5", ",", "6", "%", "a"]:
+        return copy
+    between = [normalizers.Replace(Regex(rf"(?<=\d){re.escape(mark)}(?=\d)"), f"{JOINT}{mark}{JOINT}") for mark in ".,"]
+    copy.normalizer = normalizers.Sequence([own, normalizers.Replace(Regex(r"%(?=\w)"), "% "), *between])
+    copy.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(JOINT, "removed"), cut])
+    return copy
 
 
 def added_words(tokenizer: Tokenizer) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from pertinent.lexicon.pairs import PairConfig, PairTokenizer
 from pertinent.lexicon.vocabulary import extend_embedding, extend_pairs
 from pertinent.models import MODELS
 from pertinent.models.weights import WeightsType, load_weights, pack, unpack
+from pertinent.text import JOINT
 
 if TYPE_CHECKING:
     from torch import nn
@@ -136,7 +137,8 @@ def read_tokens(network: nn.Module, pairs: PairTokenizer) -> nn.Module:
     """The same network, told the texts of the tokens where it reads letters (DSSM)."""
     read = getattr(network, "read_tokens", None)
     if read is not None:
-        read([pairs.tokenizer.id_to_token(number) or "" for number in range(pairs.vocabulary_size)])
+        tokens = [pairs.tokenizer.id_to_token(number) or "" for number in range(pairs.vocabulary_size)]
+        read([token.replace(JOINT, "") for token in tokens])
     return network
 
 

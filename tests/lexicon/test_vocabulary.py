@@ -31,11 +31,11 @@ from pertinent.lexicon.vocabulary import (
     token_counts,
     word_subtokens,
 )
-from pertinent.text import normalize, words
+from pertinent.text import JOINT, normalize, words
 
 WORDS = [
     *("oem", "100%", "12v", "bluetooth", "makita", "usb-c", "1.5mm", "café-crème", "größenverstellbar"),
-    *("waterproof", "don’t", "сковорода", "hoodie"),
+    *("waterproof", "don’t", "сковорода", "hoodie", "6ft"),
 ]
 
 
@@ -63,7 +63,7 @@ def real_extended() -> Tokenizer:
 
 def tokens(tokenizer: Tokenizer, text: str) -> list[str]:
     ids = tokenizer.encode(normalize(text), add_special_tokens=False).ids
-    return [str(tokenizer.id_to_token(number)) for number in ids]
+    return [str(tokenizer.id_to_token(number)).replace(JOINT, "") for number in ids]
 
 
 def new_tokens(text: str) -> list[str]:
@@ -95,7 +95,11 @@ def test_the_papers_example_goes_from_20_to_13_tokens() -> None:
         ("(oem) oem's oem-x oem/oem", ["oem"] * 5),
         ("ＯＥＭ １２Ｖ", ["oem", "12v"]),
         ("100% cotton, 100%.", ["100%", "100%"]),
+        ("100%cotton 100%6ft", ["100%", "100%", "6ft"]),
         ("1100% 100 %", []),
+        ("6ft .6ft 2x 6ft. 12,6ft, 6ft/2", ["6ft"] * 4),
+        ("5.6ft 1,6ft 1.5.6ft x6ft", []),
+        ("11.5mm 2.1.5mm 1.5mm. 1.5mm, 1.5mm.2", ["1.5mm"] * 3),
         ("12v 12V/5a -12v", ["12v"] * 3),
         ("12vdc 112v", []),
         ("makita makitas makita.", ["makita"] * 2),
@@ -140,10 +144,65 @@ def test_a_new_token_stands_between_what_is_no_letter_digit_or_underscore(text: 
     encoding = extended().encode(normal, add_special_tokens=False)
     for number, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
         if number >= base().get_vocab_size():
-            for neighbor in (normal[start - 1 : start], normal[end : end + 1]):
+            after = "" if normal[end - 1] == "%" else normal[end : end + 1]
+            for neighbor in (normal[start - 1 : start], after):
                 assert not neighbor or not joins_words(neighbor)
     if not any(number >= base().get_vocab_size() for number in encoding.ids):
         assert encoding.ids == base().encode(normal, add_special_tokens=False).ids
+
+
+def whole_words(text: str, word: str) -> int:
+    """How often a word stands in a text as a whole word: the rule once more, character by character."""
+    found, at = 0, 0
+    while (at := text.find(word, at)) >= 0:
+        end = at + len(word)
+        before, after = text[max(at - 2, 0) : at].rjust(2), text[end : end + 2].ljust(2)
+        within_number = before[1] in ".," and before[0].isdecimal() and word[0].isdecimal()
+        goes_on = after[0] in ".," and after[1].isdecimal() and word[-1].isdecimal()
+        bound = word[-1] == "%" or not (joins_words(after[0]) or goes_on)
+        whole = not joins_words(before[1]) and not within_number and bound
+        found, at = found + whole, end if whole else at + 1
+    return found
+
+
+@cache
+def extended_by(word: str) -> Tokenizer:
+    return extend_tokenizer(base(), [word])
+
+
+around = st.sampled_from(["oem", "100%", "12v", "6ft", "1.5mm", "p", "5", ".", ",", "%", "-", "/", " ", "_", "日", "x"])
+
+
+@pytest.mark.parametrize("word", ["oem", "100%", "12v", "6ft", "1.5mm"])
+@given(text=st.lists(around, max_size=9).map("".join))
+@settings(max_examples=60, deadline=None)
+def test_a_whole_word_is_one_token_and_a_text_without_it_is_cut_as_before(word: str, text: str) -> None:
+    normal = normalize(text)
+    encoding = extended_by(word).encode(normal, add_special_tokens=False)
+    number = extended_by(word).token_to_id(word)
+    assert encoding.ids.count(number) == whole_words(normal, word)
+    assert [
+        normal[start:end] for own, (start, end) in zip(encoding.ids, encoding.offsets, strict=True) if own == number
+    ] == [word] * whole_words(normal, word)
+    # What is counted as a word is found as one.
+    assert words(normal).count(word) <= encoding.ids.count(number)
+    if number not in encoding.ids:
+        assert encoding.ids == base().encode(normal, add_special_tokens=False).ids
+        assert encoding.offsets == base().encode(normal, add_special_tokens=False).offsets
+
+
+def test_an_extended_tokenizer_can_be_extended_again() -> None:
+    twice = extend_tokenizer(extend_tokenizer(base(), ["1.5mm"]), ["1.5mm-oem", "6ft"])
+    assert added_words(twice) == ("1.5mm", "1.5mm-oem", "6ft")
+    assert tokens(twice, "1.5mm 1.5mm-oem 5.6ft 6ft")[:2] == ["1.5mm", "1.5mm-oem"]
+    assert splitting_words(twice, ["1.5mm-x"]) == {"1.5mm-x": ("1.5mm", "-", "x")}
+
+
+def test_a_tokenizer_that_cuts_elsewhere_gets_words_and_keeps_its_own_borders() -> None:
+    plain = Tokenizer(models.WordPiece({"[UNK]": 0, "oem": 1, "p": 2, "##oem": 3}, unk_token="[UNK]"))
+    more = extend_tokenizer(plain, ["poem"])
+    assert more.normalizer is None
+    assert more.encode("poem").ids == [4]
 
 
 # Real titles, with thousands of words
