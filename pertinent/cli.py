@@ -133,7 +133,7 @@ COLUMNS = Flag(
     "YOURS=OURS,...",
 )
 BACKEND = Flag(
-    "--backend", "backend", "onnx, onnx-int8 or torch; left out: the best that the model has", metavar="NAME"
+    "--backend", "backend", "native, onnx, onnx-int8 or torch; left out: the best there is", metavar="NAME"
 )
 THREADS = Flag("--threads", "threads", "processor threads to use", positive, "N")
 OUT = Flag("--out", "out", "where to write", metavar="FOLDER")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -19,6 +20,7 @@ from packaging.requirements import Requirement
 import pertinent
 from pertinent.artifact import Artifact
 from pertinent.cli import COMMANDS
+from pertinent.engine.native_backend import native_module
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "pertinent" / "shipped"
@@ -205,6 +207,7 @@ def test_the_core_is_free_of_training_packages() -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is built where no C++ compiler works."""
     folder = tmp_path_factory.mktemp("dist")
     command = [
         sys.executable,
@@ -218,13 +221,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(folder),
         str(ROOT),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    environment = {**os.environ, "CXX": str(folder / "no-such-compiler")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     (built,) = folder.glob("pertinent-*.whl")
     return built
 
 
-def test_the_wheel_is_pure_whole_and_small(wheel: Path) -> None:
+def test_a_wheel_built_without_a_compiler_is_pure_whole_and_small(wheel: Path) -> None:
     assert wheel.name.endswith("-py3-none-any.whl")
     assert wheel.stat().st_size < 20e6
     with zipfile.ZipFile(wheel) as archive:
@@ -233,6 +237,7 @@ def test_the_wheel_is_pure_whole_and_small(wheel: Path) -> None:
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "pertinent").rglob("*.py")}
     assert sources <= names
     assert "pertinent/py.typed" in names
+    assert not any(name.endswith((".cpp", ".so")) for name in names)
     assert not any(name.startswith(("tests", "examples", "requirements")) for name in names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert metadata["License-Expression"] == "Apache-2.0"
@@ -243,6 +248,11 @@ def test_the_wheel_is_pure_whole_and_small(wheel: Path) -> None:
     tagger = {path.relative_to(ROOT).as_posix() for path in TAGGER.rglob("*") if path.is_file()}
     assert "pertinent/shipped_tagger/manifest.json" in tagger
     assert tagger <= names
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
+def test_the_native_engine_was_built_where_there_is_a_compiler() -> None:
+    assert native_module() is not None, "pip install --no-deps -e . builds it; pip -v says why it did not"
 
 
 def pip(python: Path, *argv: str) -> subprocess.CompletedProcess[str]:

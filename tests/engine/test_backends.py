@@ -10,13 +10,25 @@ import pytest
 
 from pertinent.artifact import Artifact, open_artifact
 from pertinent.engine.backends import available_cores, open_backend
+from pertinent.engine.native_backend import native_module
 from pertinent.engine.onnx_backend import OnnxBackend
 from pertinent.errors import ArtifactError, ConfigError
 
 
-def test_the_default_is_onnx_where_there_is_a_graph(
-    tiny_artifact: Artifact, tiny_network: Any, tiny_pairs: Any, artifact_maker: Any, tmp_path: Path
+def test_the_default_is_native_where_it_was_built_then_onnx_where_there_is_a_graph(
+    tiny_artifact: Artifact,
+    tiny_network: Any,
+    tiny_pairs: Any,
+    artifact_maker: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    built = native_module() is not None
+    assert open_backend(tiny_artifact).name == ("native" if built else "onnx")
+    assert open_backend(tiny_artifact, threads=3).workers == 3
+    monkeypatch.setattr("pertinent.engine.native_backend.native_module", lambda: None)
+    with pytest.raises(ConfigError, match="was not built when pertinent was installed"):
+        open_backend(tiny_artifact, "native")
     assert open_backend(tiny_artifact).name == "onnx"
     assert open_backend(tiny_artifact, threads=3).workers == 3
     bare = artifact_maker(tmp_path / "bare", tiny_network, tiny_pairs, graph=False)
@@ -26,7 +38,7 @@ def test_the_default_is_onnx_where_there_is_a_graph(
 
 
 def test_wrong_names_and_threads_are_refused(tiny_artifact: Artifact) -> None:
-    with pytest.raises(ConfigError, match="allowed: torch, onnx, onnx-int8"):
+    with pytest.raises(ConfigError, match="allowed: native, torch, onnx, onnx-int8"):
         open_backend(tiny_artifact, "tensorrt")
     with pytest.raises(ConfigError, match="threads is 0"):
         open_backend(tiny_artifact, threads=0)
