@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import importlib
 import json
 import os
@@ -132,9 +133,7 @@ COLUMNS = Flag(
     renames,
     "YOURS=OURS,...",
 )
-BACKEND = Flag(
-    "--backend", "backend", "native, onnx, onnx-int8 or torch; left out: the best there is", metavar="NAME"
-)
+BACKEND = Flag("--backend", "backend", "native, onnx, onnx-int8 or torch; left out: the best there is", metavar="NAME")
 THREADS = Flag("--threads", "threads", "processor threads to use", positive, "N")
 OUT = Flag("--out", "out", "where to write", metavar="FOLDER")
 
@@ -216,6 +215,31 @@ COMMANDS: dict[str, Command] = {
             "pertinent train --config configs/train-esci.yaml --set learning_rate=2.0e-5 --out runs/esci",
         ),
     ),
+    "pretrain": Command(
+        "teach a network the words of a shop from its texts, to start a training from",
+        "pertinent.training.pretrain:PretrainConfig",
+        "pertinent.training.pretrain:pretrain",
+        "pertinent.commands:show_pretrained",
+        (
+            Flag("--titles", "titles", "tables with item texts: column title, or those in fields", names, "FILE,..."),
+            Flag("--queries", "queries", "tables with a column query", names, "FILE,..."),
+            Flag("--examples", "examples", "tables of a query and a title that belong together", names, "FILE,..."),
+            Flag("--judged", "judged", "judgments whose held-out queries are left out", names, "FILE,..."),
+            Flag("--recipe", "recipe", "mlm (the default), bert, roberta or structbert", metavar="NAME"),
+            Flag(
+                "--start", "start", "what to start from: shipped, a model folder, a Hugging Face folder", metavar="NAME"
+            ),
+            Flag("--lexicon", "lexicon", "a folder of pertinent lexicon, whose words get tokens", metavar="FOLDER"),
+            Flag("--epochs", "epochs", "passes over the texts", positive, "N"),
+            Flag("--seed", "seed", "of all randomness", int, "N"),
+            Flag("--resume", "resume", "go on where a stopped run of the same settings was", switch=True),
+            OUT,
+        ),
+        (
+            "pertinent pretrain --titles catalog.csv --judged judgments.csv --out runs/pretrained",
+            "pertinent pretrain --config configs/ei-src-pretrain.yaml --recipe structbert --out runs/pretrained",
+        ),
+    ),
     "evaluate": Command(
         "measure a model on judgments, with intervals",
         "pertinent.evaluation.evaluate:EvaluateConfig",
@@ -280,6 +304,25 @@ COMMANDS: dict[str, Command] = {
             "pertinent index runs/model --items catalog.parquet --out runs/index",
             "pertinent index runs/model --items changed.csv --delete gone.txt --update --out runs/index",
             "pertinent index runs/model --items catalog.parquet --replace --out runs/index",
+        ),
+    ),
+    "cache": Command(
+        "score the hot pairs of a search log ahead, so that the server only looks them up",
+        "pertinent.engine.hot_pairs:CacheConfig",
+        "pertinent.commands:cache",
+        "pertinent.commands:show_artifact",
+        (
+            MODEL,
+            Flag("--hot-pairs", "hot_pairs", "a folder of pertinent mine, or a table: query, item_id", metavar="FILE"),
+            Flag("--index", "index", "the index of the catalog, for this model", metavar="FOLDER"),
+            Flag("--limit", "limit", "only so many pairs, the most frequent", positive, "N"),
+            BACKEND,
+            THREADS,
+            OUT,
+        ),
+        (
+            "pertinent cache runs/model --hot-pairs runs/mined --index runs/index --out runs/hot",
+            "pertinent serve runs/model --index runs/index --hot-pairs runs/hot",
         ),
     ),
     "bench": Command(
@@ -377,6 +420,10 @@ COMMANDS: dict[str, Command] = {
             MODEL,
             Flag("--name", "name", "what requests call the model; left out: its folder's name"),
             Flag("--index", "index", "a folder made by pertinent index, for requests by item id", metavar="FOLDER"),
+            Flag("--hot-pairs", "cache.hot_pairs", "scores made by pertinent cache, for this model", metavar="FOLDER"),
+            Flag(
+                "--redis", "cache.redis", "a cache of scores that replicas share, such as redis://host", metavar="URL"
+            ),
             Flag("--models", "models", "more models by name", named, "NAME=FOLDER,..."),
             Flag("--any-model", "any_model", "answer requests for unknown models with the first one", switch=True),
             Flag("--host", "host", "the address to listen on; 0.0.0.0 is every one of this machine", metavar="ADDRESS"),
@@ -384,7 +431,11 @@ COMMANDS: dict[str, Command] = {
             Flag("--workers", "workers", "processes", positive, "N"),
             BACKEND,
             THREADS,
+            Flag("--admin-port", "admin_port", "a port of its own for metrics, configuration and the page", int, "N"),
             Flag("--keys", "keys", "who may ask: SHA-256 of API keys by name", named, "NAME=SHA256,..."),
+            Flag(
+                "--keys-file", "keys_file", "more keys, a line NAME=SHA256 each; read again on SIGHUP", metavar="FILE"
+            ),
             Flag("--insecure", "insecure", "listen beyond this machine without keys", switch=True),
             Flag("--tls-certificate", "tls_certificate", "certificate chain in PEM, for https", metavar="FILE"),
             Flag("--tls-key", "tls_key", "the private key of the certificate", metavar="FILE"),
@@ -402,18 +453,6 @@ COMMANDS: dict[str, Command] = {
         ),
         environment=True,
     ),
-    "study": Command(
-        "train and compare several models over seeds, and print one table",
-        "pertinent.studies:StudyConfig",
-        "pertinent.studies:run_study",
-        "pertinent.commands:show_study",
-        (OUT,),
-        ("pertinent study configs/studies/three_layers.yaml",),
-        file_place=True,
-    ),
-}
-
-
     "load": Command(
         "send requests to a server at a set rate, and say how fast it answers",
         "pertinent.load.plan:LoadConfig",
@@ -440,6 +479,18 @@ COMMANDS: dict[str, Command] = {
             "pertinent load http://127.0.0.1:8080 --dialect relevance --by ids --items items.parquet --mix 3000:1",
         ),
     ),
+    "study": Command(
+        "train and compare several models over seeds, and print one table",
+        "pertinent.studies:StudyConfig",
+        "pertinent.studies:run_study",
+        "pertinent.commands:show_study",
+        (OUT,),
+        ("pertinent study configs/studies/three_layers.yaml",),
+        file_place=True,
+    ),
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of the command: 0, 2 for what the user can mend, 130 for Ctrl-C."""
     _tolerate_any_text()
@@ -645,6 +696,10 @@ def _interrupted() -> int:
     return 130
 
 
+# No space, over quota, file too large, read-only: errors of writing, which do not know their file.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+
 def _report(error: Exception) -> int:
     from pertinent.errors import PertinentError
 
@@ -652,6 +707,8 @@ def _report(error: Exception) -> int:
         lines, code = str(error).splitlines(), error.exit_code
     elif isinstance(error, OSError) and error.filename is not None and error.strerror:
         lines, code = [f"{error.filename}: {error.strerror}"], 2
+    elif isinstance(error, OSError) and error.errno in _DISK:
+        lines, code = [f"cannot write: {error.strerror}; make room, or write elsewhere"], 2
     else:
         raise error
     for line in lines:

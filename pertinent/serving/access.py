@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from pertinent.errors import ConfigError
 from pertinent.serving.messages import WireError
@@ -32,12 +33,54 @@ def check_keys(keys: Mapping[str, str]) -> None:
             )
 
 
-class Keys:
-    """The keys that may ask. No keys: everyone may, with any token or none."""
+def read_keys(path: str | Path) -> dict[str, str]:
+    """Digests by name from a file of lines ``name=SHA256``; blank lines and those with ``#`` are skipped.
 
-    def __init__(self, keys: Mapping[str, str]) -> None:
+    Raises ConfigError for a file without keys: it would open the server to everyone.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"keys_file: {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    pairs = [line.partition("=") for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    keys = {name.strip(): digest.strip() for name, _, digest in pairs}
+    if not keys:
+        raise ConfigError(f"keys_file: {path} has no keys; give lines of the form NAME=SHA256")
+    check_keys(keys)
+    return keys
+
+
+class Keys:
+    """The keys that may ask: ``keys``, and those of a file. Neither: everyone may, with any token or none."""
+
+    def __init__(self, keys: Mapping[str, str], file: str | None = None) -> None:
         check_keys(keys)
+        self._given, self._file = dict(keys), file
+        self._stamp: tuple[int, int, int] | None = None
+        self._digests: list[tuple[str, bytes]] = []
+        self.reload()
+
+    def reload(self) -> bool:
+        """Read the file again where it has changed; True if it had. Raises ConfigError and keeps the old keys."""
+        stamp = self._stamp_now()
+        if self._digests and stamp == self._stamp:
+            return False
+        self._stamp = stamp
+        keys = {**self._given, **({} if self._file is None else read_keys(self._file))}
         self._digests = [(name, digest.encode("ascii")) for name, digest in keys.items()]
+        return True
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the keys."""
+        return sorted(name for name, _ in self._digests)
+
+    def _stamp_now(self) -> tuple[int, int, int] | None:
+        try:
+            stat = None if self._file is None else Path(self._file).stat()
+        except OSError:
+            return (0, 0, 0)
+        return None if stat is None else (stat.st_ino, stat.st_mtime_ns, stat.st_size)
 
     def name_of(self, headers: list[tuple[bytes, bytes]]) -> str:
         """The name of the key in the headers, empty where no keys are set. Raises WireError, 401."""

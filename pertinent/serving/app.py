@@ -21,8 +21,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pertinent.errors import PertinentError, ScoringError
-from pertinent.serving import native, wire
+from pertinent.errors import ConfigError, PertinentError, ScoringError
+from pertinent.serving import caching, native, wire
 from pertinent.serving.access import Keys
 from pertinent.serving.config import ServeConfig
 from pertinent.serving.limits import ClientGone, Limits, Receive, check_head, check_request, read_body
@@ -58,6 +58,9 @@ _OPEN = {
     "page",
     "openapi",
 }
+
+# Where there is an admin port, only that has these.
+_ADMIN = {"metrics", "config", "openapi", "page"}
 
 # What an error becomes: status, code, and what the client reads (None: the error's own words).
 ERRORS: tuple[tuple[type[BaseException], int, str, str | None], ...] = (
@@ -140,11 +143,14 @@ class App:
         self.limits: Limits = config.limits
         self.metrics = Metrics()
         self.queue = ScoringQueue(config.queue, running_threads([each.scorer for each in models.all]), self.metrics)
-        self.metrics.watch(self.queue, models)
+        self.caches = caching.SharedCaches(config.cache)
+        self.metrics.watch(self.queue, models, self.caches)
         self.log = log if log is not None else EventLog()
         self.draining = False
         self.on_startup: Callable[[], None] | None = None
-        self._keys = Keys(config.keys)
+        self.admin_port: int | None = None  # set by whoever binds it
+        self.idle: dict[Any, None] = {}  # connections without a request, the longest idle first
+        self._keys = Keys(config.keys, config.keys_file)
         self._reloading = asyncio.Lock()
         self._watcher: asyncio.Task[None] | None = None
         self._exact, self._templates = self._routes()
@@ -168,6 +174,14 @@ class App:
             self.log.event("reload", model=name, ok=ok, outcome=result)
         return outcome
 
+    def reload_keys(self) -> None:
+        """Read the file of keys again where it has changed; keys that are wrong change nothing."""
+        try:
+            if self._keys.reload():
+                self.log.event("keys", names=self._keys.names, ok=True)
+        except ConfigError as error:
+            self.log.event("keys", ok=False, outcome=str(error))
+
     def not_ready(self) -> str | None:
         """Why no requests should come, None if they should."""
         return "draining" if self.draining else self.queue.stalled(_STALLED)
@@ -178,6 +192,7 @@ class App:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
         await asyncio.to_thread(self.queue.close)
+        await asyncio.to_thread(self.caches.close)
         self.log.close()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
@@ -189,7 +204,8 @@ class App:
                 if self.on_startup is not None:
                     self.on_startup()
                 served = {each.name: each.version for each in self.models.all}
-                self.log.event("ready", models=served, version=package_version())
+                admin = {} if self.admin_port is None else {"admin_port": self.admin_port}
+                self.log.event("ready", models=served, version=package_version(), **admin)
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
                 self.log.event("stopped")
@@ -200,6 +216,7 @@ class App:
     async def _watch(self, seconds: float) -> None:
         while True:
             await asyncio.sleep(seconds)
+            self.reload_keys()
             changed = await asyncio.to_thread(self.models.changed)
             if changed:
                 await self.reload(changed)
@@ -238,9 +255,15 @@ class App:
         if entry is None:
             raise WireError(405, f"{path} takes {', '.join(methods)}", "method_not_allowed", param=allowed.decode())
         exchange.shape = entry.shape
+        if self.admin_port is not None and entry.serves in _ADMIN and not self._is_admin(scope):
+            raise WireError(404, "there is no such path on this port", "not_found")
         if entry.serves not in _OPEN:
             exchange.key = self._keys.name_of(scope["headers"])
         return await entry.handler(exchange, values)
+
+    def _is_admin(self, scope: Scope) -> bool:
+        server: tuple[str, int] | None = scope.get("server")
+        return server is not None and server[1] == self.admin_port
 
     def _error(self, exchange: Exchange, error: Exception) -> Reply:
         found = as_wire_error(error)
@@ -351,7 +374,7 @@ class App:
             work = _work(request)
             deadline = exchange.started + self.config.queue.deadline_ms / 1000
             result = await self._unless_gone(
-                exchange, self.queue.score(work, served.scorer, exchange.key, deadline=deadline)
+                exchange, self._scored(served, work, exchange.key, deadline, partial=False)
             )
             answer = self._checked(request, result, served, exchange)
             headers = _headers(served, result, len(request.bad), request.repaired, request.unused)
@@ -371,7 +394,7 @@ class App:
         limit = self.config.queue.deadline_ms
         deadline = exchange.started + min(limit, body.deadline_ms or limit) / 1000
         result = await self._unless_gone(
-            exchange, self.queue.score(prepared.work, served.scorer, exchange.key, deadline, body.partial)
+            exchange, self._scored(served, prepared.work, exchange.key, deadline, body.partial)
         )
         scores, _ = self._scores(result, prepared.blank, served)
         self.metrics.bad("unknown", len(prepared.unknown))
@@ -380,6 +403,10 @@ class App:
         reply = native.reply(prepared, result, scores, served, exchange.request_id)
         headers = _headers(served, result, len(prepared.blank) + len(prepared.unknown), repaired, [])
         return Reply(msgspec.json.encode(reply), headers=headers)
+
+    async def _scored(self, served: Served, work: Work, key: str, deadline: float, partial: bool) -> Result:
+        caches = self.caches.of(served)
+        return await caching.score(self.queue, caches, served, work, key, deadline, partial)
 
     async def _body(self, exchange: Exchange) -> bytes:
         body = await read_body(exchange.receive, exchange.headers, self.limits)
@@ -497,11 +524,12 @@ class App:
 
     async def _config(self, exchange: Exchange, values: dict[str, str]) -> Reply:
         served = {each.name: each.version for each in self.models.all}
-        settings = {"settings": self.config.without_secrets(), "models": served, "failed_reloads": self.models.failures}
+        shown = {**self.config.without_secrets(), "keys": self._keys.names}
+        settings = {"settings": shown, "models": served, "failed_reloads": self.models.failures}
         return Reply(msgspec.json.encode(settings))
 
     async def _openapi(self, exchange: Exchange, values: dict[str, str]) -> Reply:
-        return Reply(openapi_document(package_version(), secured=bool(self.config.keys)))
+        return Reply(openapi_document(package_version(), secured=bool(self._keys.names)))
 
     async def _page(self, exchange: Exchange, values: dict[str, str]) -> Reply:
         if not self.config.playground or b"text/html" not in exchange.header(b"accept"):
@@ -542,6 +570,8 @@ def _headers(
         "x-scored": str(int(result.scored.sum())),
         "x-truncated": str(int(result.truncated.sum())),
     }
+    if result.cached is not None:
+        headers["x-cached"] = str(int(result.cached.sum()))
     if bad:
         headers["x-bad-items"] = str(bad)
     if repaired:

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from pertinent.config import Config
+from pertinent.serving.caching import CacheSettings
 from pertinent.serving.limits import Limits
 from pertinent.serving.queue import QueueConfig
 
@@ -15,8 +16,9 @@ class ServeConfig(Config):
     """Settings of ``pertinent serve``.
 
     ``model`` is the default model, under ``name`` or its folder's name; ``models`` and ``indexes`` are more
-    of them by name. ``keys`` are SHA-256 digests of API keys by name. ``watch_seconds`` is how often the
-    folders are looked at for new versions, 0 for never.
+    of them by name. ``keys`` are SHA-256 digests of API keys by name, ``keys_file`` has more of them and is
+    read again while the server runs. ``admin_port`` takes metrics, configuration and pages off ``port``.
+    ``watch_seconds`` is how often folders and keys are looked at for new versions, 0 for never.
     """
 
     model: str | None = None
@@ -30,7 +32,10 @@ class ServeConfig(Config):
     workers: int = Field(1, ge=1)
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65_535)
+    admin_port: int | None = Field(None, ge=0, le=65_535)
+    admin_host: str = "127.0.0.1"
     keys: dict[str, str] = {}
+    keys_file: str | None = None
     insecure: bool = False
     tls_certificate: str | None = None
     tls_key: str | None = None
@@ -42,7 +47,10 @@ class ServeConfig(Config):
     playground: bool = True
     limits: Limits = Limits()
     queue: QueueConfig = QueueConfig()
+    cache: CacheSettings = CacheSettings()
 
     def without_secrets(self) -> dict[str, Any]:
         """The settings as they may be shown: of the keys only their names."""
-        return {**self.plain(), "keys": sorted(self.keys), "tls_key": "set" if self.tls_key else None}
+        shown = self.plain()
+        cache = {**shown["cache"], "redis": "set" if self.cache.redis else None}  # may hold a password
+        return {**shown, "keys": sorted(self.keys), "tls_key": "set" if self.tls_key else None, "cache": cache}

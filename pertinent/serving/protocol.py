@@ -45,25 +45,31 @@ class Protocol(H11Protocol):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._limits: Limits = getattr(self.app, "limits", None) or Limits()
+        self._idle: dict[Protocol, None] = getattr(self.app, "idle", {})
         self._head = bytearray()
         self._head_timer: asyncio.TimerHandle | None = None
         self._timers: list[asyncio.TimerHandle] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client has connected; beyond the cap it is sent away."""
+        """A client has connected; beyond the cap the longest idle one has to go, or this one where none is."""
         super().connection_made(transport)
-        if len(self.connections) > self._limits.connections:
+        if len(self.connections) > self._limits.connections and not self._is_admin() and not self._close_oldest():
             self._refuse(503, "too many connections; come again later", "overloaded")
             return
+        self._idle[self] = None
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
+        self._idle.pop(self, None)
         self._cancel_timers()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
+        if self._idle.pop(self, self) is None:
+            # What has begun to ask counts as idle until its head is whole, after those that say nothing.
+            self._idle[self] = None
         if self.conn.their_state is h11.IDLE:
             if self._head_timer is None:
                 self._await_head()
@@ -78,6 +84,7 @@ class Protocol(H11Protocol):
                 return
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
+            self._idle.pop(self, None)
             self._head.clear()
             self._stop_head_timer()
 
@@ -85,16 +92,33 @@ class Protocol(H11Protocol):
         """Answer bytes that h11 could not read."""
         error = sys.exc_info()[1]
         status = int(getattr(error, "error_status_hint", 400) or 400)
-        self._refuse(status, "this is not a request that HTTP/1.1 allows", "bad_request")
+        # A transfer encoding that nobody has is the client's fault too, not ours (h11 would say 501).
+        self._refuse(status if status < 500 else 400, "this is not a request that HTTP/1.1 allows", "bad_request")
 
     def on_response_complete(self) -> None:
         """The answer is written, as far as this side goes."""
         unread = self.conn.their_state is h11.SEND_BODY
         super().on_response_complete()
+        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            self._idle[self] = None
         if self.transport.get_write_buffer_size():
             self._later(self._limits.write_seconds, self._abort_if_unwritten)
         if unread:
             self._later(_LINGER_SECONDS, self._abort_if_same, self.cycle)
+
+    def _is_admin(self) -> bool:
+        """Whether this came to the admin port, which stays open when the other is full."""
+        port = getattr(self.app, "admin_port", None)
+        return port is not None and self.server is not None and self.server[1] == port
+
+    def _close_oldest(self) -> bool:
+        while self._idle:
+            oldest = next(iter(self._idle))
+            del self._idle[oldest]
+            if not oldest.transport.is_closing():
+                oldest.transport.close()
+                return True
+        return False
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(self._limits.header_seconds, self._head_is_late)

@@ -85,6 +85,12 @@ class Work:
     def __len__(self) -> int:
         return len(self.query_rows)
 
+    def take(self, pairs: Rows) -> Work:
+        """The work of some of the pairs only."""
+        titles = None if self.titles is None else [self.titles[place] for place in pairs]
+        rows = None if self.rows is None else self.rows[pairs]
+        return Work(self.queries, self.query_rows[pairs], titles, self.items, rows)
+
     @classmethod
     def of_texts(cls, query: str, titles: Sequence[str]) -> Work:
         """One query with many texts."""
@@ -101,7 +107,7 @@ class Result:
     """What became of a job: logits, ``scored`` where they were computed (False only past a deadline).
 
     ``tokens`` counts those that were computed, ``seconds`` are by stage: ``queue`` until the first unit,
-    ``tokenize`` and ``score`` summed over threads, ``total``.
+    ``tokenize`` and ``score`` summed over threads, ``total``. ``cached`` is True where a cache had the score.
     """
 
     logits: NDArray[np.float32]  # [n]
@@ -109,6 +115,7 @@ class Result:
     truncated: NDArray[np.bool_]  # [n]
     tokens: int
     seconds: dict[str, float]
+    cached: NDArray[np.bool_] | None = None  # [n]
 
 
 class Observer(Protocol):

@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from pertinent.artifact import MANIFEST, open_artifact
+from pertinent.engine.cache import score_stamp
+from pertinent.engine.hot_pairs import HotPairs
 from pertinent.engine.index import ItemIndex
 from pertinent.engine.scorer import Scorer
 from pertinent.errors import ConfigError, PertinentError
 from pertinent.folders import shipped_folder
+from pertinent.lexicon.token_cache import TokenCache
 from pertinent.serving.messages import WireError
 
 _log = logging.getLogger(__name__)
@@ -35,19 +38,37 @@ class Source:
     index: Path | None = None
     backend: str | None = None
     threads: int | None = None
+    hot_pairs: Path | None = None
+    token_mb: float = 0.0
 
-    def open(self) -> Served:
-        """The model and its index, checked, golden scores included. Raises ArtifactError, ConfigError."""
+    def open(self, first: bool = True) -> Served:
+        """The model and its index, checked, golden scores included. Raises ArtifactError, ConfigError.
+
+        Scores of hot pairs that were made for another model are an error the ``first`` time. Later, when a new
+        model comes before its scores, it is served without them.
+        """
         scorer = Scorer.load(self.model, backend=self.backend, threads=self.threads)
         artifact = open_artifact(self.model or shipped_folder(), kind="model", verify=False)
         thresholds = artifact.json(THRESHOLDS_FILE) if artifact.has(THRESHOLDS_FILE) else None
         index = None if self.index is None else ItemIndex.open(self.index, scorer.pairs)
-        return Served(self.name, scorer, index, thresholds)
+        if self.token_mb:
+            scorer.pairs.cache = TokenCache(int(self.token_mb * 2**20))
+        return Served(self.name, scorer, index, thresholds, self._hot(scorer, first))
+
+    def _hot(self, scorer: Scorer, first: bool) -> HotPairs | None:
+        if self.hot_pairs is None:
+            return None
+        stamp = score_stamp(scorer.pairs, scorer.version, scorer.backend.name)
+        hot = HotPairs.open(self.hot_pairs, stamp if first else None)
+        if hot.stamp == stamp.hex():
+            return hot
+        _log.warning("model %s: %s has the scores of another version, they are not used", self.name, hot.path)
+        return None
 
     def stamp(self) -> tuple[tuple[int, int, int], ...]:
         """Something that changes with the content of the folders."""
         stamps = []
-        for folder in (self.model or shipped_folder(), self.index):
+        for folder in (self.model or shipped_folder(), self.index, self.hot_pairs):
             if folder is not None:
                 try:
                     stat = (folder / MANIFEST).stat()
@@ -65,6 +86,7 @@ class Served:
     scorer: Scorer
     index: ItemIndex | None = None
     thresholds: Mapping[str, Any] | None = None
+    hot: HotPairs | None = None
     loaded: float = field(default_factory=time.time)
 
     @property
@@ -131,7 +153,7 @@ class Registry:
             source = self._sources[name]
             self._stamps[name] = source.stamp()
             try:
-                fresh = source.open()
+                fresh = source.open(first=False)
             except (PertinentError, OSError) as error:
                 self.failures[name] = str(error)
                 outcome[name] = f"failed: {error}"
@@ -146,6 +168,10 @@ class Registry:
 
 
 def settle_memory() -> None:
-    """Take what was just loaded out of the garbage collector's rounds: it lives as long as the process."""
+    """Take what was just loaded out of the garbage collector's rounds: it lives as long as the process.
+
+    What an earlier call took out is looked at again, so that a replaced model goes.
+    """
+    gc.unfreeze()
     gc.collect()
     gc.freeze()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import logging
@@ -21,7 +22,7 @@ from uvicorn.supervisors import Multiprocess
 
 from pertinent.engine.backends import available_cores
 from pertinent.errors import ConfigError
-from pertinent.serving.access import check_keys
+from pertinent.serving.access import check_keys, read_keys
 from pertinent.serving.app import App, build_app
 from pertinent.serving.config import ServeConfig
 from pertinent.serving.registry import Registry, Source
@@ -30,6 +31,7 @@ from pertinent.serving.telemetry import EventLog
 __all__ = ["ServeConfig", "Stopped", "check", "serve", "sources"]
 
 _SETTINGS = "PERTINENT_SERVE_SETTINGS"
+_ADMIN = "PERTINENT_SERVE_ADMIN_PORT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,28 +52,37 @@ def serve(config: ServeConfig) -> Stopped:
     # One thread of the tokenizer per scoring thread: they share the cores fairly then.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     listening = bind(config.host, config.port)
+    sockets = [listening]
     try:
+        if config.admin_port is not None:
+            sockets.append(bind(config.admin_host, config.admin_port))
         url = _url(config, listening)
         if config.workers > 1:
-            _serve_workers(config, listening, url)
+            _serve_workers(config, sockets, url)
         else:
             log = EventLog()
             _log_to(log)
             app = build_app(config, Registry.open(sources(config), config.any_model), log)
             app.on_startup = lambda: _on_signals(app)
+            app.admin_port = _admin_port(sockets)
             _say(app.models.names, url)
-            uvicorn.Server(uvicorn.Config(app, **_settings(config))).run(sockets=[listening])
+            uvicorn.Server(uvicorn.Config(app, **_settings(config))).run(sockets=sockets)
     finally:
-        listening.close()
+        for each in sockets:
+            each.close()
     return Stopped(url)
 
 
 def check(config: ServeConfig) -> None:
     """Raises ConfigError for settings that do not fit together or would open the server to strangers."""
     check_keys(config.keys)
-    if not _loopback(config.host) and not config.keys and not config.insecure:
+    if config.keys_file is not None:
+        read_keys(config.keys_file)
+    hosts = [config.host, *([config.admin_host] if config.admin_port is not None else [])]
+    open_to_all = [host for host in hosts if not _loopback(host)]
+    if open_to_all and not config.keys and config.keys_file is None and not config.insecure:
         raise ConfigError(
-            f"host {config.host} can be reached from other machines and no API key is set; give keys, "
+            f"host {open_to_all[0]} can be reached from other machines and no API key is set; give keys, "
             "or --insecure where something else keeps strangers out"
         )
     if (config.tls_certificate is None) != (config.tls_key is None):
@@ -85,6 +96,8 @@ def check(config: ServeConfig) -> None:
             f"{config.workers} workers of {config.threads} threads are more than the {cores} cores of this process; "
             "leave threads out, or take fewer workers"
         )
+    if config.cache.hot_pairs is not None and config.models and config.model is None and config.index is None:
+        raise ConfigError("hot_pairs are for the default model, and only others are served; give a MODEL")
     unknown = set(config.indexes) - set(config.models)
     if unknown:
         raise ConfigError(f"indexes.{min(unknown)}: there is no such model; models: {', '.join(config.models) or '-'}")
@@ -98,12 +111,14 @@ def sources(config: ServeConfig) -> list[Source]:
     if model is not None or not config.models or config.index is not None:
         name = config.name or ("pertinent" if model is None else model.resolve().name)
         index = None if config.index is None else Path(config.index)
-        found.append(Source(name, model, index, config.backend, threads))
+        hot = None if config.cache.hot_pairs is None else Path(config.cache.hot_pairs)
+        found.append(Source(name, model, index, config.backend, threads, hot, config.cache.token_mb))
     for name, folder in config.models.items():
         if found and name == found[0].name:
             raise ConfigError(f"models.{name}: the default model has this name too; give it another with --name")
-        index_of = config.indexes.get(name)
-        found.append(Source(name, Path(folder), None if index_of is None else Path(index_of), config.backend, threads))
+        index = Path(config.indexes[name]) if name in config.indexes else None
+        tokens = config.cache.token_mb
+        found.append(Source(name, Path(folder), index, config.backend, threads, token_mb=tokens))
     return found
 
 
@@ -136,17 +151,19 @@ def worker_app() -> App:
     _log_to(log)
     app = build_app(config, Registry.open(sources(config), config.any_model), log)
     app.on_startup = lambda: _on_signals(app)
+    app.admin_port = json.loads(os.environ.get(_ADMIN, "null"))
     return app
 
 
-def _serve_workers(config: ServeConfig, listening: socket.socket, url: str) -> None:
+def _serve_workers(config: ServeConfig, sockets: list[socket.socket], url: str) -> None:
     names = Registry.open(sources(config), config.any_model).names  # what is wrong is said once, by the parent
     os.environ[_SETTINGS] = json.dumps(config.plain())
+    os.environ[_ADMIN] = json.dumps(_admin_port(sockets))
     _say(names, url)
     settings = uvicorn.Config(
         "pertinent.serving.run:worker_app", factory=True, workers=config.workers, **_settings(config)
     )
-    Multiprocess(settings, sockets=[listening]).run()
+    Multiprocess(settings, sockets=sockets).run()
 
 
 def _settings(config: ServeConfig) -> dict[str, Any]:
@@ -188,6 +205,7 @@ def _on_signals(app: App) -> None:
     tasks: set[asyncio.Task[Any]] = set()
 
     def reload() -> None:
+        app.reload_keys()
         task = loop.create_task(app.reload())
         tasks.add(task)
         task.add_done_callback(tasks.discard)
@@ -220,8 +238,13 @@ def _log_to(log: EventLog) -> None:
 
 
 def _say(names: Sequence[str], url: str) -> None:
-    sys.stderr.write(f"pertinent serves {', '.join(names)} at {url}\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it, or its disk is full: no reason not to serve
+        sys.stderr.write(f"pertinent serves {', '.join(names)} at {url}\n")
+        sys.stderr.flush()
+
+
+def _admin_port(sockets: Sequence[socket.socket]) -> int | None:
+    return int(sockets[1].getsockname()[1]) if len(sockets) > 1 else None
 
 
 def _url(config: ServeConfig, listening: socket.socket) -> str:

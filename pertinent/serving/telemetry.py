@@ -6,6 +6,8 @@ queries is written only where the configuration says so; titles, keys and addres
 
 from __future__ import annotations
 
+import contextlib
+import os
 import queue
 import sys
 import threading
@@ -20,6 +22,7 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from pertinent.serving.caching import SharedCaches
 from pertinent.serving.queue import ScoringQueue
 from pertinent.serving.registry import Registry
 
@@ -67,9 +70,10 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
 
-    def watch(self, scoring: ScoringQueue, models: Registry) -> None:
-        """Also show what waits in a queue, and which models are served."""
+    def watch(self, scoring: ScoringQueue, models: Registry, caches: SharedCaches) -> None:
+        """Also show what waits in a queue, which models are served, and what the caches had."""
         self.registry.register(_Live(scoring, models))
+        self.registry.register(_Caches(models, caches))
 
     def answered(self, route: str, dialect: str, status: int) -> None:
         """Count an answer. ``route`` is a template of ours, not the path that came."""
@@ -138,6 +142,34 @@ class _Live(Collector):
         yield failing
 
 
+class _Caches(Collector):
+    """Hits and misses of the caches, read when somebody asks for them."""
+
+    def __init__(self, models: Registry, caches: SharedCaches) -> None:
+        self._models, self._caches = models, caches
+
+    def collect(self) -> Iterable[Any]:
+        hits = CounterMetricFamily("pertinent_cache_hits", "Pairs whose score a cache had.", labels=["level"])
+        errors = CounterMetricFamily("pertinent_cache_errors", "Look-ups and writes that failed.", labels=["level"])
+        counts = self._caches.counts
+        names = {level.name for level in self._caches.levels} | {"hot" for each in self._models.all if each.hot}
+        for name in sorted(names | set(counts.hits)):
+            hits.add_metric([name], counts.hits[name])
+        for level in self._caches.levels:
+            errors.add_metric([level.name], level.errors)
+        yield hits
+        yield errors
+        misses = CounterMetricFamily("pertinent_cache_misses", "Pairs that were looked up and in no cache.")
+        misses.add_metric([], counts.misses)
+        yield misses
+        yield GaugeMetricFamily("pertinent_cache_hit_ratio", "Hits by look-ups since the start.", value=counts.hit_rate)
+        texts = CounterMetricFamily("pertinent_token_cache", "Item texts by whether tokens were there.", labels=["was"])
+        tokens = [each.scorer.pairs.cache for each in self._models.all]
+        texts.add_metric(["hit"], sum(cache.hits for cache in tokens if cache is not None))
+        texts.add_metric(["miss"], sum(cache.misses for cache in tokens if cache is not None))
+        yield texts
+
+
 class EventLog:
     """JSON lines on a stream, written by a thread of its own: a full or closed pipe never holds up scoring.
 
@@ -168,6 +200,10 @@ class EventLog:
         except queue.Full:
             return
         self._thread.join(timeout=1.0)
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            _let_go(self._stream)
 
     def _write(self) -> None:
         while (line := self._lines.get()) is not None:
@@ -176,3 +212,9 @@ class EventLog:
                 self._stream.flush()
             except (OSError, ValueError):  # closed: nobody reads it any more
                 continue
+
+
+def _let_go(stream: IO[str]) -> None:
+    """Point a stream that cannot be written at nothing, so that its rest does not fail again at exit."""
+    with contextlib.suppress(OSError, ValueError, AttributeError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())

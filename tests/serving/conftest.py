@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -125,3 +129,71 @@ def start() -> Iterator[Callable[..., Running]]:
     yield run
     for each in running:
         each.stop()
+
+
+class Process:
+    """``pertinent serve`` on a free port; ``url`` is known when it is ready."""
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        command = [sys.executable, "-m", "pertinent", "serve", "--port", "0", *arguments]
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("PERTINENT_")}
+        self.process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**clean, **environment}
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip("\n"))
+
+    @property
+    def url(self) -> str:
+        return self.lines[0].rsplit(" ", 1)[1]
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        found = [json.loads(line) for line in list(self.lines) if line.startswith("{")]
+        return [line for line in found if line["event"] == name]
+
+    def wait_for(self, name: str, count: int = 1, seconds: float = 60) -> list[dict[str, Any]]:
+        deadline = time.monotonic() + seconds
+        while len(self.events(name)) < count:
+            assert time.monotonic() < deadline and self.process.poll() is None, self.lines
+            time.sleep(0.02)
+        return self.events(name)
+
+    def end(self, seconds: float = 20) -> int:
+        self.process.terminate()
+        return self.process.wait(seconds)
+
+
+def _processes() -> Iterator[Callable[..., Process]]:
+    started: list[Process] = []
+
+    def start(*arguments: str, **environment: str) -> Process:
+        started.append(Process(*arguments, **environment))
+        return started[-1]
+
+    yield start
+    for each in started:
+        if each.process.poll() is None:
+            each.process.kill()
+        each.process.wait()
+        assert each.process.stderr is not None and each.process.stdout is not None
+        each._reader.join(5)
+        each.process.stderr.close()
+        each.process.stdout.close()
+
+
+@pytest.fixture
+def run() -> Iterator[Callable[..., Process]]:
+    """``run(model, flag, ..., VARIABLE=value)``: the command in a process of its own; killed after the test."""
+    yield from _processes()
+
+
+@pytest.fixture(scope="module")
+def run_shared() -> Iterator[Callable[..., Process]]:
+    """As ``run``, for a process that the tests of a module share."""
+    yield from _processes()
