@@ -96,18 +96,22 @@ def _parse_infinity(body: bytes, path: str) -> Request:
     return request
 
 
+def _request(dialect: str, given: Any, documents: list[str], repaired: int, **more: Any) -> Request:
+    """A request of one query, of a body that has ``query`` and ``model``; ``more`` is what its dialect adds."""
+    own = {"dialect": dialect, "documents": documents, "bad": blank_rows(documents), "repaired": repaired}
+    return Request(**{**own, "query": one_text(given.query, "query"), "model": given.model, **more})
+
+
 def _rerank(dialect: str, given: RerankBody, repaired: int, least_top: int) -> Request:
     documents = texts(given.documents, "documents", given.rank_fields)
-    return Request(
-        dialect=dialect,
-        query=one_text(given.query, "query"),
-        documents=documents,
+    return _request(
+        dialect,
+        given,
+        documents,
+        repaired,
         top=whole(given.top_n, "top_n", least_top) or None,
         return_documents=bool(given.return_documents),
         raw_documents=_raw(given.documents, given.return_documents),
-        model=given.model,
-        bad=blank_rows(documents),
-        repaired=repaired,
         unused=_given(given, _RERANK_UNUSED),
     )
 
@@ -115,32 +119,28 @@ def _rerank(dialect: str, given: RerankBody, repaired: int, least_top: int) -> R
 def _parse_voyage(body: bytes, path: str) -> Request:
     given, repaired = read(body, VoyageBody)
     documents = texts(given.documents, "documents")
-    return Request(
-        dialect="voyage",
-        query=one_text(given.query, "query"),
-        documents=documents,
+    return _request(
+        "voyage",
+        given,
+        documents,
+        repaired,
         top=whole(given.top_k, "top_k", 1),
         return_documents=bool(given.return_documents),
-        model=given.model,
         truncate=given.truncation is not False,
-        bad=blank_rows(documents),
-        repaired=repaired,
     )
 
 
 def _parse_mixedbread(body: bytes, path: str) -> Request:
     given, repaired = read(body, MixedbreadBody)
     documents = texts(given.input, "input", given.rank_fields)
-    return Request(
-        dialect="mixedbread",
-        query=one_text(given.query, "query"),
-        documents=documents,
+    return _request(
+        "mixedbread",
+        given,
+        documents,
+        repaired,
         top=whole(given.top_k, "top_k", 1),
         return_documents=bool(given.return_input),
         raw_documents=_raw(given.input, given.return_input),
-        model=given.model,
-        bad=blank_rows(documents),
-        repaired=repaired,
         unused=_given(given, ("rewrite_query",)),
     )
 
@@ -150,15 +150,14 @@ def _parse_nim(body: bytes, path: str) -> Request:
     passages = None if given.passages is None else [_passage(each) for each in given.passages]
     documents = texts(passages, "passages")
     hosted = re.search(r"/v1/retrieval/(.+)/reranking/?$", path)
-    return Request(
-        dialect="nim",
-        query=one_text(given.query, "query"),
-        documents=documents,
+    return _request(
+        "nim",
+        given,
+        documents,
+        repaired,
         model=given.model or (hosted[1] if hosted else None),
         logits=True,
         truncate=given.truncate != "NONE",
-        bad=blank_rows(documents),
-        repaired=repaired,
     )
 
 
@@ -171,16 +170,14 @@ def _passage(given: str | Passage | None) -> Document:
 def _parse_tei(body: bytes, path: str) -> Request:
     given, repaired = read(body, TeiBody)
     documents = texts(given.texts, "texts")
-    return Request(
-        dialect="tei",
-        query=one_text(given.query, "query"),
-        documents=documents,
+    return _request(
+        "tei",
+        given,
+        documents,
+        repaired,
         return_documents=bool(given.return_text),
-        model=given.model,
         logits=bool(given.raw_scores),
         truncate=given.truncate is not False,
-        bad=blank_rows(documents),
-        repaired=repaired,
         unused=_left(given.truncation_direction),
     )
 
