@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pertinent.data.files import check_exists, kind_of, open_text, read_file, read_file_parts
 from pertinent.data.grades import SCALES, scale_for, scale_named
-from pertinent.data.tables import ITEM_COLUMNS, Table, plain
+from pertinent.data.tables import ITEM_COLUMNS, Table, nearest, plain
 from pertinent.errors import DataError, shorten
 from pertinent.records import Item, Judgment, Split
 
@@ -170,13 +170,24 @@ def renames_by_file(paths: Sequence[str | Path | None], rename: Mapping[str, str
 
 
 def _renamed(table: Table, rename: Mapping[str, str]) -> Table:
-    for name in rename:
-        table.column(name)
+    for yours, ours in rename.items():
+        if not table.has(yours):
+            raise _not_there(table, yours, ours)
     columns = {rename.get(name, name): values for name, values in table.columns.items()}
     if len(columns) < len(table.columns):
         fix = f"it has {list(table.columns)}"
         raise DataError("two columns have the same name after renaming", path=table.path, fix=fix)
     return replace(table, columns=columns)
+
+
+def _not_there(table: Table, yours: str, ours: str) -> DataError:
+    """The error of a column that is to be renamed and is not there, with what was probably meant."""
+    near = nearest(yours, table.columns)
+    meant = f"{ours}={yours}, the other way round" if table.has(ours) else f"{near}={ours}" if near else None
+    there = ", ".join(list(table.columns)[:20])
+    fix = f"did you mean {meant}?" if meant else f"name the column that is {ours}: yours={ours}"
+    problem = f"has no column {yours!r}, which is mapped to {ours!r}; it has {there}"
+    return DataError(problem, path=table.path, fix=fix)
 
 
 def _grades(table: Table, scale: str | None) -> list[float]:

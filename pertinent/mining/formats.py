@@ -248,17 +248,7 @@ def url_term(url: object, parameters: tuple[str, ...]) -> str | None:
 
 def ubi_query(record: Mapping[str, Any], reading: Reading) -> Iterator[Flat]:
     """The rows of a UBI query record: the search, and one view for each id that the engine returned."""
-    search = Flat(
-        SEARCH,
-        time=reading.micros(record.get("timestamp")),
-        search_id=text_of(record.get("query_id")),
-        session_id=text_of(record.get("session_id")),
-        device=text_of(record.get("client_id")),
-        account=text_of(record.get("user_id")),
-        query=text_of(record.get("user_query")),
-        application=text_of(record.get("application")) or "",
-        agent=text_of(record.get("user_agent")),
-    )
+    search = _ubi_flat(SEARCH, record, reading)
     if search.search_id is None:
         reading.notes["queries_without_id"] += 1
     yield search
@@ -287,19 +277,11 @@ def ubi_event(record: Mapping[str, Any], reading: Reading) -> Iterator[Flat]:
         return
     attributes = object_of(record.get("event_attributes"), "event_attributes")
     thing = object_of(attributes.get("object"), "event_attributes.object")
-    flat = Flat(
-        level,
-        time=reading.micros(record.get("timestamp")),
-        search_id=text_of(record.get("query_id")),
-        session_id=text_of(record.get("session_id")),
-        device=text_of(record.get("client_id")),
-        account=text_of(record.get("user_id")),
-        query=text_of(record.get("user_query")),
+    flat = replace(
+        _ubi_flat(level, record, reading),
         item_id=text_of(thing.get("object_id")),
         ordinal=_ubi_ordinal(attributes.get("position"), reading),
-        application=text_of(record.get("application")) or "",
         listed=level == LEVEL_NUMBERS["view"],
-        agent=text_of(record.get("user_agent")),
     )
     if level == SEARCH:
         flat = replace(flat, item_id=None)
@@ -309,6 +291,21 @@ def ubi_event(record: Mapping[str, Any], reading: Reading) -> Iterator[Flat]:
     elif flat.search_id is None:
         reading.notes["events_without_query_id"] += 1
     yield flat
+
+
+def _ubi_flat(level: int, record: Mapping[str, Any], reading: Reading) -> Flat:
+    """What queries and events of UBI name alike."""
+    return Flat(
+        level,
+        time=reading.micros(record.get("timestamp")),
+        search_id=text_of(record.get("query_id")),
+        session_id=text_of(record.get("session_id")),
+        device=text_of(record.get("client_id")),
+        account=text_of(record.get("user_id")),
+        query=text_of(record.get("user_query")),
+        application=text_of(record.get("application")) or "",
+        agent=text_of(record.get("user_agent")),
+    )
 
 
 def _ubi_ordinal(position: object, reading: Reading) -> int | None:

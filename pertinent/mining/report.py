@@ -66,6 +66,7 @@ def report_page(numbers: Mapping[str, Any]) -> str:
         f"{summary['events']:,} events of {len(days):,} days, {summary['first_day']} to {summary['last_day']}: "
         f"{summary['searches']:,} result pages, {summary['queries']:,} queries, {summary['items']:,} items."
     )
+    told = [sentence for sentence in numbers["told"] if sentence not in numbers["warnings"]]
     warnings = "".join(f"<li><strong>{escape(warning)}</strong></li>" for warning in numbers["warnings"])
     body = (
         f"<header><h1>{escape(numbers['title'])}</h1><p>{escape(lead)}</p>{fact_list(numbers['settings'])}</header>",
@@ -80,7 +81,7 @@ def report_page(numbers: Mapping[str, Any]) -> str:
             _coverage_table(numbers["coverage"]),
         ),
         section("Tables", _table_sizes(summary)),
-        section("Checks", _check_table(numbers["checks"]), _notes(numbers["told"])),
+        section("Checks", _check_table(numbers["checks"]), _notes(told)),
     )
     return page(numbers["title"], body)
 

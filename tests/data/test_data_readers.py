@@ -79,8 +79,11 @@ def test_columns_can_be_renamed(file):
     path = file("q,sku,name,score\ntv,1,A TV,1\n")
     renamed = {"q": "query", "sku": "item_id", "name": "title", "score": "grade"}
     assert read_judgments(path, rename=renamed)[0].title == "A TV"
-    with pytest.raises(DataError, match="has no column 'nam'; it has q, sku, name, score; rename the column 'name'"):
+    told = "has no column 'nam', which is mapped to 'title'; it has q, sku, name, score; did you mean name=title"
+    with pytest.raises(DataError, match=told):
         read_table(path, rename={"nam": "title"})
+    with pytest.raises(DataError, match="did you mean name=title, the other way round"):
+        read_table(path, rename={"title": "name"})
     with pytest.raises(DataError, match="same name after renaming"):
         read_table(path, rename={"q": "name"})
 

@@ -157,6 +157,11 @@ def test_columns_of_the_catalog_have_their_own_flag(tmp_path, monkeypatch, capsy
         "katalog.csv: has no column 'item_id'; it has SKU, Titel; say which one it is: --item-columns yours=item_id"
         in (capsys.readouterr().err)
     )
+    for given, meant in (("item_id=SKU", "SKU=item_id, the other way round"), ("SKUU=item_id", "SKU=item_id")):
+        assert main([*command, "--item-columns", given]) == 2
+        yours, ours = given.split("=")
+        told = f"has no column '{yours}', which is mapped to '{ours}'; it has SKU, Titel; did you mean {meant}?"
+        assert f"katalog.csv: {told}" in capsys.readouterr().err
     assert main([*command, "--item-columns", "SKU=item_id"]) == 0
 
 

@@ -70,3 +70,9 @@ def test_without_queries_nothing_is_drawn():
     assert not {"Queries by segment", "Searches by segment", "Coverage of neighbors", "Searches with neighbors"} & {
         *drawn
     }
+
+
+def test_a_warning_is_shown_once():
+    told = ["no position is known in 3 rows", "3 rows read"]
+    page = report_page({**numbers([]), "warnings": [told[0], "few neighbors"], "told": told})
+    assert [page.count(sentence) for sentence in (*told, "few neighbors")] == [1, 1, 1]
