@@ -237,6 +237,12 @@ def show_artifact(result: Artifact | PlainFolder, config: Config) -> None:
         print_table(["metric", "value"], [[name, _number(value)] for name, value in metrics.items()])
 
 
+def show_pretrained(result: Artifact, config: Config) -> None:
+    """Print what was measured on held-out texts, and what to do with the folder."""
+    show_artifact(result, config)
+    print_lines([f"report: {result.file('report.html')}", f"train from it: pertinent train --start {result.path} ..."])
+
+
 def show_mined(result: Artifact, config: MineConfig) -> None:
     """Print what was mined, and what the checks found."""
     show_artifact(result, config)

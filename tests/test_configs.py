@@ -11,6 +11,7 @@ from pertinent.data.synthetic import SynthesizeConfig
 from pertinent.lexicon.run import LexiconConfig
 from pertinent.mining.run import MineConfig
 from pertinent.studies import StudyConfig
+from pertinent.training.pretrain import PretrainConfig
 from pertinent.training.run import TrainConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -19,6 +20,8 @@ FILES = sorted(path for path in CONFIGS.rglob("*") if path.is_file())
 CLASSES: dict[str, type[Config]] = {
     "studies/*.yaml": StudyConfig,
     "train*.yaml": TrainConfig,
+    "ei-src-pretrain.yaml": PretrainConfig,
+    "ei-src-*.yaml": TrainConfig,
     "shipped-*.yaml": TrainConfig,
     "lexicon*.yaml": LexiconConfig,
     "synthesize*.yaml": SynthesizeConfig,

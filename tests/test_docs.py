@@ -25,6 +25,7 @@ COMMON = {"--config", "--set", "--json", "--verbose", "--help"}
 # Where the settings of a command that have no flag are described, with their defaults.
 SETTINGS_PAGES = {
     "train": "training.md",
+    "pretrain": "pretraining.md",
     "evaluate": "evaluation.md",
     "study": "evaluation.md",
     "export": "engine.md",
@@ -118,6 +119,7 @@ def test_every_setting_is_a_flag_or_documented(command: str) -> None:
     ("name", "heading", "command"),
     [
         ("training.md", "Settings", "train"),
+        ("pretraining.md", "Settings", "pretrain"),
         ("evaluation.md", "Settings without a flag", "evaluate"),
         ("evaluation.md", "Several systems: a study", "study"),
         ("engine.md", "Index", "index"),
