@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pertinent.bench import Bench, BenchConfig
     from pertinent.doctor import Health
     from pertinent.engine.export import ExportConfig
+    from pertinent.engine.hot_pairs import CacheConfig
     from pertinent.engine.index import IndexConfig
     from pertinent.engine.scorer import Scorer
     from pertinent.evaluation.evaluate import EvaluateConfig
@@ -190,6 +191,34 @@ def plain(result: Any) -> Any:
     if isinstance(result, Artifact):
         values: Any = {
             "path": str(result.path),
+def cache(config: CacheConfig) -> Artifact:
+    """The scores of hot pairs, computed ahead, as a folder."""
+    from itertools import islice
+
+    from pertinent.artifact import open_artifact
+    from pertinent.data.readers import read_table_parts
+    from pertinent.engine.hot_pairs import HotPairs
+    from pertinent.engine.index import ItemIndex
+
+    missing = [name for name in ("hot_pairs", "index", "out") if getattr(config, name) is None]
+    if missing:
+        flags = [f"--{name.replace('_', '-')} is required" for name in missing]
+        raise ConfigError("\n".join(f"{problem}; see: pertinent cache --help" for problem in flags))
+    assert config.hot_pairs is not None and config.index is not None and config.out is not None
+    source = Path(config.hot_pairs)
+    if source.is_dir():
+        source = open_artifact(source, kind="mined").file("hot_pairs.parquet")
+    scorer = _scorer(config.model, config.backend, config.threads)
+    items = ItemIndex.open(config.index, scorer.pairs)
+    pairs = (
+        pair
+        for table in read_table_parts(source, config.chunk)
+        for pair in zip(table.need_texts("query"), table.need_texts("item_id"), strict=True)
+    )
+    HotPairs.build(islice(pairs, config.limit), scorer, items, config.out, config)
+    return open_artifact(config.out, kind="scores")
+
+
             "kind": result.kind,
             "version": result.version,
             "metrics": result.metrics,

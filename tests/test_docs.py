@@ -30,6 +30,7 @@ SETTINGS_PAGES = {
     "study": "evaluation.md",
     "export": "engine.md",
     "index": "engine.md",
+    "cache": "caches.md",
     "bench": "engine.md",
     "serve": "server.md",
     "load": "load.md",
@@ -124,6 +125,7 @@ def test_every_setting_is_a_flag_or_documented(command: str) -> None:
         ("evaluation.md", "Several systems: a study", "study"),
         ("engine.md", "Index", "index"),
         ("engine.md", "Export", "export"),
+        ("caches.md", "Settings", "cache"),
         ("server.md", "Settings", "serve"),
         ("load.md", "Settings", "load"),
         ("synthetic-shop.md", "Settings", "data synthesize"),
@@ -154,6 +156,12 @@ def test_limits_in_the_docs_are_those_of_the_server(heading: str, setting: str) 
     rows = re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", sections(page("server.md"))[heading], flags=re.MULTILINE)
     config = load(COMMANDS["serve"].config)()
     assert {name: yaml.safe_load(default) for name, default in rows} == getattr(config, setting).plain()
+
+
+def test_cache_settings_in_the_docs_are_those_of_the_server() -> None:
+    rows = re.findall(r"^\| `cache\.(\w+)` \| `([^`]*)` \|", sections(page("caches.md"))["Settings"], flags=re.MULTILINE)
+    config = load(COMMANDS["serve"].config)()
+    assert {name: yaml.safe_load(default) for name, default in rows} == config.cache.plain()
 
 
 def test_training_has_a_row_for_each_setting() -> None:

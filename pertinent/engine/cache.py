@@ -86,8 +86,11 @@ class Block:
 class Level(Protocol):
     """A place where blocks are kept. Nothing of it raises: what goes wrong is a miss, and counted in ``errors``."""
 
-    name: str
-    errors: int
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def errors(self) -> int: ...
 
     def blocks(self, queries: Sequence[bytes]) -> list[Block | None]:
         """The block of each query digest, None where there is none."""

@@ -69,6 +69,7 @@ class HotPairs:
 
     path: Path
     version: str
+    stamp: str
     _arrays: dict[str, NDArray[Any]]
     name: str = "hot"
     errors: int = 0
@@ -130,7 +131,7 @@ class HotPairs:
                 f"{path}: has the scores of model version {artifact.config.get('model_version')} with the backend "
                 f"{artifact.config.get('backend')} (digest {told[:12]}..., this one has {stamp.hex()[:12]}...); {_FIX}"
             )
-        return cls(artifact.path, artifact.version, arrays)
+        return cls(artifact.path, artifact.version, told, arrays)
 
     def blocks(self, queries: Sequence[bytes]) -> list[Block | None]:
         """See `pertinent.engine.cache.Level`."""

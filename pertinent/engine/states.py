@@ -31,8 +31,11 @@ class StateWriter(Protocol):
     are kept at. ``hidden`` is their width.
     """
 
-    version: str
-    hidden: int
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def hidden(self) -> int: ...
 
     def states(self, items: TokenRows) -> Ragged:
         """The states of items: for each, rows of ``hidden`` float16; ``values`` is ``[rows, hidden]``.

@@ -51,7 +51,7 @@ class SharedCaches:
 
     def of(self, served: Served) -> ScoreCaches | None:
         """The levels of one model, nearest first; None where nothing is kept."""
-        levels = self.levels if served.hot is None else [served.hot, *self.levels]
+        levels: list[Level] = [*([] if served.hot is None else [served.hot]), *self.levels]
         if not levels:
             return None
         return ScoreCaches(served_stamp(served), levels, self.counts)
