@@ -262,7 +262,9 @@ def test_it_serves_in_bare_and_hostile_surroundings(
         {"user": 65_534, "group": 65_534, "extra_groups": []} if (os.geteuid() == 0 and readable) else {}
     )
     with open("/dev/full", "wb") as full:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=full, cwd="/", env=environment, **as_nobody)
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=full, cwd="/", env=environment, **as_nobody
+        )
     try:
         url = f"http://127.0.0.1:{port}"
 
