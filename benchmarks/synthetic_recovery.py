@@ -1,15 +1,16 @@
 """What mining finds of what was planted in the made-up shop, over seeds and rates of noise.
 
-    python benchmarks/synthetic_recovery.py                          # 3 seeds, 2 rates of noise, about 5 minutes
+    python benchmarks/synthetic_recovery.py                          # 3 seeds, 2 rates of noise, about 10 minutes
     python benchmarks/synthetic_recovery.py --events 200000 --seeds 0   # a quick look
 
-For each shop: `pertinent data synthesize`, then the steps of `pertinent mine` with their default settings:
-reading, checks, counts by day, and
+For each shop: `pertinent data synthesize`, then `pertinent mine` of its log, catalog and judgments with default
+settings, and what is in the tables that it wrote is held against the truth:
 
-- the click model: the largest difference between fitted and planted examination, over positions;
-- neighbor lists of queries against planted aliases: precision (share of the neighbors of aliases that
-  the alias stands for) and recall (share of what aliases stand for that is in their lists), over all
-  aliases and over those that were searched often enough for the threshold to be within reach;
+- the click model (`positions`): the largest difference between fitted and planted examination, over positions;
+- neighbor lists of queries (`neighbors_query`) against planted aliases: precision (share of the neighbors of
+  aliases that the alias stands for) and recall (share of what aliases stand for that is in their lists), over
+  all aliases and over those that were searched often enough for the threshold to be within reach; for other
+  thresholds the lists are made again from the table `daily`;
 - interests: the share of shoppers with ten clicks or more whose most clicked department is a planted
   favorite, beside the share that would be right with the favorites of the next shopper.
 """
@@ -31,13 +32,9 @@ import numpy as np
 from pertinent.artifact import write_json
 from pertinent.data.files import query_parquet
 from pertinent.data.synthetic import SynthesizeConfig, synthesize
-from pertinent.mining.checks import CheckConfig, check_events
-from pertinent.mining.daily import daily_counts, daily_positions, page_items, total_positions
-from pertinent.mining.engines import DuckDBEngine, open_engine, read_parquet, stage, write_parquet
+from pertinent.mining.engines import DuckDBEngine, open_engine, read_parquet
 from pertinent.mining.neighbors import NeighborConfig, neighbors
-from pertinent.mining.positions import PositionConfig, PositionModel, fit_position_model
-from pertinent.mining.readers import read_log
-from pertinent.mining.sessions import SessionConfig
+from pertinent.mining.run import MineConfig, mine, read_mined
 from pertinent.mining.sources import LogConfig
 
 if TYPE_CHECKING:
@@ -69,39 +66,44 @@ def one_shop(folder: Path, events: int, seed: int, noise: float) -> dict[str, An
     started = time.perf_counter()
     shop = synthesize(SynthesizeConfig(out=str(folder / "shop"), events=events, seed=seed, noise=noise))
     made = time.perf_counter()
-    with open_engine(DuckDBEngine(), folder / "work") as connection:
-        raw = read_log(connection, LogConfig(path=str(shop.path / "log.parquet")), None, folder)
-        checked = check_events(connection, raw, None, CheckConfig(), SessionConfig().gap_minutes, folder)
-        pages = stage(connection, page_items(checked.events), folder / "pages.parquet")
-        write_parquet(connection, daily_counts(pages), folder / "daily.parquet", ["day", "query", "item_id"])
-        daily = read_parquet(connection, folder / "daily.parquet")
-        model = fit_position_model(total_positions(daily_positions(pages)), PositionConfig())
-        lists = aliases_found(shop.path, daily)
+    mined = mine(
+        MineConfig(
+            log=LogConfig(path=str(shop.path / "log.parquet")),
+            items=str(shop.path / "items.parquet"),
+            judged=(str(shop.path / "judgments.parquet"),),
+            out=str(folder / "mined"),
+            progress=False,
+        )
+    )
     ended = time.perf_counter()
+    with open_engine(DuckDBEngine(), folder / "work") as connection:
+        lists = aliases_found(shop.path, mined.path, read_parquet(connection, mined.file("daily.parquet")))
+    checks = mined.json("checks.json")["checks"]
     return {
         "impressions": shop.metrics["view_rows"],
         "clicks": shop.metrics["click_rows"],
         "mistakes_share": shop.metrics["share_of_clicks_by_mistake"],
         "seconds_to_make": round(made - started, 1),
         "seconds_to_mine": round(ended - made, 1),
-        "checks_found": {str(entry["check"]): entry["rows"] for entry in checked.counts if entry["rows"]},
-        "examination_error": examination_error(shop.path, model),
+        "checks_found": {str(entry["check"]): entry["rows"] for entry in checks if entry["rows"]},
+        "examination_error": examination_error(shop.path, mined.path),
         "neighbors": lists,
         "interests": interests_found(shop.path),
     }
 
 
-def examination_error(shop: Path, model: PositionModel) -> float:
+def examination_error(shop: Path, mined: Path) -> float:
     """The largest difference between planted and fitted examination."""
     rows = query_parquet(
         {"truth": shop / "truth" / "positions.parquet"},
         "SELECT examination FROM read_parquet($truth) ORDER BY position",
     )[1]
-    return round(float(np.abs(model.propensity - np.array(rows)[:, 0]).max()), 4)
+    fitted = read_mined(mined, "positions").sort_by("position")["propensity"].to_numpy()
+    return round(float(np.abs(fitted - np.array(rows)[:, 0]).max()), 4)
 
 
-def aliases_found(shop: Path, daily: Table) -> list[dict[str, Any]]:
-    """Precision and recall of neighbor lists at several thresholds, the default ones first."""
+def aliases_found(shop: Path, mined: Path, daily: Table) -> list[dict[str, Any]]:
+    """Precision and recall of neighbor lists at several thresholds, first those of the mined table itself."""
     meant = defaultdict(set)
     for query, item in query_parquet(
         {"a": shop / "truth" / "aliases.parquet"}, "SELECT query, item_id FROM read_parquet($a)"
@@ -117,7 +119,8 @@ def aliases_found(shop: Path, daily: Table) -> list[dict[str, Any]]:
     until = int(daily.day.max().to_pyarrow().as_py()) + 1
     for exposures, ctr in THRESHOLDS:
         config = NeighborConfig(min_exposures=exposures, min_ctr=ctr)
-        rows = neighbors(daily, until, config, "query").to_pyarrow()
+        own = config == NeighborConfig()
+        rows = read_mined(mined, "neighbors_query") if own else neighbors(daily, until, config, "query").to_pyarrow()
         lists = defaultdict(set)
         for query, item in zip(rows["query"].to_pylist(), rows["neighbor"].to_pylist(), strict=True):
             lists[query].add(item)

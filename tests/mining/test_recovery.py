@@ -11,10 +11,11 @@ import pytest
 from pertinent.data.synthetic import SynthesizeConfig, synthesize
 from pertinent.mining.checks import CheckConfig, check_events
 from pertinent.mining.daily import daily_counts, daily_positions, page_items, total_positions
-from pertinent.mining.engines import read_parquet, stage, write_parquet
+from pertinent.mining.engines import DuckDBEngine, read_parquet, stage, write_parquet
 from pertinent.mining.neighbors import NeighborConfig, neighbors
 from pertinent.mining.positions import PositionConfig, fit_position_model
 from pertinent.mining.readers import read_log
+from pertinent.mining.run import MineConfig, mine, read_mined
 from pertinent.mining.sessions import SessionConfig
 from pertinent.mining.sources import LogConfig
 
@@ -110,3 +111,31 @@ def test_items_lead_back_to_their_alias(counted, meant):
     aliases = {query for query, _ in pairs} & set(meant)
     assert len(aliases) >= 30
     assert all(item in meant[query] for query, item in pairs if query in meant)
+
+
+def test_what_is_planted_is_found_in_the_tables_of_the_mined_artifact(tmp_path):
+    """From the made-up shop to the artifact, with nothing in between but `mine`."""
+    shop = synthesize(SynthesizeConfig(out=str(tmp_path / "shop"), events=60_000)).path
+    mined = mine(
+        MineConfig(
+            log=LogConfig(path=str(shop / "log.parquet")),
+            items=str(shop / "items.parquet"),
+            judged=(str(shop / "judgments.parquet"),),
+            out=str(tmp_path / "mined"),
+            engine=DuckDBEngine(memory="1GB", threads=2),
+            neighbors=NeighborConfig(min_exposures=20),
+            progress=False,
+        )
+    )
+    assert [entry["check"] for entry in mined.json("checks.json")["checks"] if entry["rows"]] == []
+    planted = duckdb.sql(f"SELECT examination FROM '{shop}/truth/positions.parquet' ORDER BY position").fetchnumpy()
+    fitted = read_mined(mined.path, "positions").sort_by("position")["propensity"].to_numpy()
+    assert np.abs(fitted - planted["examination"]).max() < 0.05
+    pairs = set(duckdb.sql(f"SELECT query, item_id FROM '{shop}/truth/aliases.parquet'").fetchall())
+    aliases = {query for query, _ in pairs}
+    rows = read_mined(mined.path, "neighbors_query").select(["query", "neighbor"]).to_pylist()
+    found = {(row["query"], row["neighbor"]) for row in rows if row["query"] in aliases}
+    assert len(found) >= 15
+    assert len(found & pairs) / len(found) > 0.95
+    judged = {query for (query,) in duckdb.sql(f"SELECT query FROM '{shop}/judgments.parquet'").fetchall()}
+    assert not judged & set(read_mined(mined.path, "candidates")["query"].to_pylist())
