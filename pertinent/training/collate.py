@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
@@ -23,6 +23,7 @@ from pertinent.records import MODEL_INPUTS, TokenRows
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pertinent.data.neighbors import ExampleNeighbors
     from pertinent.training.negatives import BatchNegatives
 
 Rows = NDArray[np.int64]
@@ -33,12 +34,71 @@ Floats = NDArray[np.float32]
 STRETCH = 50
 
 
+_PAIR_ARRAYS = ("query_rows", "item_rows", "relevant", "grade", "teacher")
+
+
+@dataclass(frozen=True, slots=True)
+class SlotRows:
+    """Neighbor texts of one side as tokens, and which of them each pair has.
+
+    ``slots [pairs, slots]`` are rows of ``texts``, strongest first, ``counts [pairs]`` how many are real.
+    """
+
+    texts: TokenRows
+    slots: NDArray[np.int32]
+    counts: Rows
+
+    def take(self, rows: Rows) -> SlotRows:
+        """Those of the given pairs; texts are shared."""
+        return SlotRows(self.texts, self.slots[rows], self.counts[rows])
+
+    def tensors(self, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64], Rows]:
+        """Distinct texts ``[texts, length]`` with -1 beyond their end, slots and counts of some pairs."""
+        counts = self.counts[rows]
+        slots = self.slots[rows, : max(1, int(counts.max(initial=0)))]
+        real = np.arange(slots.shape[1])[None] < counts[:, None]
+        used, places = np.unique(slots[real].astype(np.int64), return_inverse=True)
+        local = np.zeros(slots.shape, dtype=np.int64)
+        local[real] = places
+        taken = self.texts.take(used)
+        width = max(1, int(taken.lengths.max(initial=0)))
+        texts = np.full((max(1, len(used)), width), -1, dtype=np.int64)
+        texts[: len(used)][np.arange(width)[None] < taken.lengths[:, None]] = taken.ids
+        return texts, local, counts
+
+
+@dataclass(frozen=True, slots=True)
+class NeighborRows:
+    """What the pairs of a training set may see of behavior: neighbor queries of items, neighbor items of queries."""
+
+    queries: SlotRows
+    items: SlotRows
+
+    @classmethod
+    def build(cls, pairs: PairTokenizer, found: ExampleNeighbors) -> Self:
+        """The neighbors of examples, tokenized once a text."""
+        return cls(
+            SlotRows(pairs.encode_queries(found.queries.texts), found.queries.slots, found.queries.counts),
+            SlotRows(pairs.encode_items(found.items.texts), found.items.slots, found.items.counts),
+        )
+
+    def take(self, rows: Rows) -> Self:
+        """Those of the given pairs."""
+        return replace(self, queries=self.queries.take(rows), items=self.items.take(rows))
+
+    @property
+    def aware(self) -> NDArray[np.bool_]:
+        """Which pairs have a neighbor on either side, ``[pairs]``."""
+        return (self.queries.counts > 0) | (self.items.counts > 0)
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingSet:
     """Tokenized pairs with their targets; NaN where a pair has no such target.
 
     Pair i is query row ``query_rows[i]`` with item row ``item_rows[i]``; pairs of one query row
-    form a group. ``relevant`` is 0 or 1, ``grade`` a soft target, ``teacher`` a logit.
+    form a group. ``relevant`` is 0 or 1, ``grade`` a soft target, ``teacher`` a logit. ``neighbors`` is for
+    networks that read behavior.
     """
 
     queries: TokenRows
@@ -48,6 +108,7 @@ class TrainingSet:
     relevant: Floats  # [pairs]
     grade: Floats  # [pairs]
     teacher: Floats  # [pairs]
+    neighbors: NeighborRows | None = None
 
     @classmethod
     def build(
@@ -70,7 +131,8 @@ class TrainingSet:
             raise DataError(f"{size} queries but {len(titles)} titles; give one title for each query")
         query_texts, query_rows = _distinct(queries)
         item_texts, item_rows = _distinct(titles)
-        return cls(pairs.encode_queries(query_texts), pairs.encode_items(item_texts), query_rows, item_rows, **targets)
+        tokens = pairs.encode_queries(query_texts), pairs.encode_items(item_texts)
+        return cls(*tokens, query_rows, item_rows, targets["relevant"], targets["grade"], targets["teacher"])
 
     def __len__(self) -> int:
         return len(self.query_rows)
@@ -88,7 +150,8 @@ class TrainingSet:
     def take(self, rows: Rows) -> Self:
         """The given pairs in the given order; texts are shared, not copied."""
         names = ("query_rows", "item_rows", "relevant", "grade", "teacher")
-        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+        neighbors = None if self.neighbors is None else self.neighbors.take(rows)
+        return replace(self, neighbors=neighbors, **{name: getattr(self, name)[rows] for name in names})
 
     def with_irrelevant(self, query_rows: Rows, item_rows: Rows) -> Self:
         """These pairs and after them those of the given rows, which are irrelevant."""
@@ -107,11 +170,15 @@ class TrainingSet:
         import hashlib
 
         digest = hashlib.blake2b(digest_size=16)
-        for part in (self.queries, self.items):
+        sides = () if self.neighbors is None else (self.neighbors.queries, self.neighbors.items)
+        for part in (self.queries, self.items, *(side.texts for side in sides)):
             for array in (part.ids, part.offsets, part.term_classes):
                 digest.update(b"" if array is None else np.ascontiguousarray(array).data)
-        for field in fields(self)[2:]:
-            digest.update(np.ascontiguousarray(getattr(self, field.name)).data)
+        for array in (
+            *(getattr(self, name) for name in _PAIR_ARRAYS),
+            *(a for s in sides for a in (s.slots, s.counts)),
+        ):
+            digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 
@@ -122,6 +189,8 @@ def join(sets: Sequence[TrainingSet]) -> TrainingSet:
     """
     if len(sets) == 1:
         return sets[0]
+    if any(part.neighbors is not None for part in sets):
+        raise DataError("sets with neighbors do not join", fix="train on one table of pairs")
     query_start = np.cumsum([0, *(len(part.queries) for part in sets)])
     item_start = np.cumsum([0, *(len(part.items) for part in sets)])
     return TrainingSet(
@@ -129,7 +198,9 @@ def join(sets: Sequence[TrainingSet]) -> TrainingSet:
         _join_rows([part.items for part in sets]),
         np.concatenate([part.query_rows + start for part, start in zip(sets, query_start, strict=False)]),
         np.concatenate([part.item_rows + start for part, start in zip(sets, item_start, strict=False)]),
-        *(np.concatenate([getattr(part, name) for part in sets]) for name in ("relevant", "grade", "teacher")),
+        np.concatenate([part.relevant for part in sets]),
+        np.concatenate([part.grade for part in sets]),
+        np.concatenate([part.teacher for part in sets]),
     )
 
 
@@ -280,12 +351,25 @@ def collate(examples: TrainingSet, rows: Rows, pairs: PairTokenizer) -> dict[str
         "teacher": examples.teacher[rows],
         "group": query_rows,
     }
+    if examples.neighbors is not None:
+        arrays["item"] = examples.item_rows[rows]
+        for side in ("queries", "items"):
+            parts = getattr(examples.neighbors, side).tensors(rows)
+            arrays |= {f"neighbor_{side}_{name}": part for name, part in zip(_SLOT_ARRAYS, parts, strict=True)}
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def network_inputs(batch: dict[str, Tensor]) -> list[Tensor]:
-    """The tensors of a batch that a network's ``forward`` takes, in its order."""
-    return [batch[name] for name in MODEL_INPUTS]
+def network_inputs(batch: dict[str, Tensor]) -> list[Any]:
+    """What a network's ``forward`` takes of a batch, in its order: five tensors, and neighbors where there are any."""
+    inputs: list[Any] = [batch[name] for name in MODEL_INPUTS]
+    if "neighbor_queries_texts" in batch:
+        from pertinent.models.barl_ase import Neighbors
+
+        inputs += [Neighbors(*(batch[f"neighbor_{side}_{n}"] for n in _SLOT_ARRAYS)) for side in ("queries", "items")]
+    return inputs
+
+
+_SLOT_ARRAYS = ("texts", "slots", "counts")
 
 
 def _target(name: str, values: ArrayLike | None, size: int) -> Floats:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pertinent.data.grades import GradeScale, judged_scale, lowest_relevant, relevant
+from pertinent.data.neighbors import NeighborHistory
 from pertinent.data.readers import judgments_of, read_items, read_table, renames_by_file
 from pertinent.data.samples import read_sample, sample_path
 from pertinent.data.splits import SPLITS, refuse_leaks, split_by_query
@@ -20,7 +21,7 @@ from pertinent.errors import DataError
 from pertinent.lexicon.pairs import PairTokenizer
 from pertinent.records import Judgment, Split
 from pertinent.text import normalize
-from pertinent.training.collate import TrainingSet
+from pertinent.training.collate import NeighborRows, TrainingSet
 
 logger = logging.getLogger(__name__)
 
@@ -36,22 +37,28 @@ class JudgedData:
     scale: GradeScale | None
     positive_grade: float
     files: dict[str, Path] = field(default_factory=dict)
+    neighbors: NeighborHistory | None = None
 
     def of(self, split: Split) -> list[Judgment]:
         """The judgments of one split, in file order."""
         return [judgment for judgment in self.judgments if judgment.split == split]
 
     def training_set(self, judgments: Sequence[Judgment], pairs: PairTokenizer) -> TrainingSet:
-        """The judgments as tokenized pairs with hard labels and soft targets."""
+        """The judgments as tokenized pairs with hard labels, soft targets and, where a log is known, neighbors."""
         grades = np.array([judgment.grade for judgment in judgments], dtype=np.float32)
-        return TrainingSet.build(
+        queries = [judgment.query for judgment in judgments]
+        built = TrainingSet.build(
             pairs,
-            [judgment.query for judgment in judgments],
+            queries,
             [judgment.title for judgment in judgments],
             relevant=self.relevant(judgments),
             grade=np.array([soft_target(judgment, self.scale) for judgment in judgments], dtype=np.float32),
             teacher=np.full(len(grades), np.nan),
         )
+        if self.neighbors is None:
+            return built
+        found = self.neighbors.examples(queries, [judgment.item_id for judgment in judgments])
+        return replace(built, neighbors=NeighborRows.build(pairs, found))
 
     def relevant(self, judgments: Sequence[Judgment]) -> NDArray[np.bool_]:
         """Which judgments have at least the positive grade, ``[judgments]``."""

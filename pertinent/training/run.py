@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +24,9 @@ from pertinent.artifact import (
     write_json,
     write_text,
 )
+from pertinent.data.neighbors import MINED, NeighborHistory
+from pertinent.data.readers import read_items, renames_by_file
+from pertinent.data.samples import read_sample
 from pertinent.data.splits import SPLITS
 from pertinent.errors import ConfigError, need
 from pertinent.evaluation.calibration import fit_calibration, threshold_for_recall, threshold_table
@@ -35,6 +38,7 @@ from pertinent.lexicon.store import KIND as LEXICON
 from pertinent.lexicon.store import Lexicon
 from pertinent.models.store import WIRING, rewired, rounded
 from pertinent.models.weights import WeightsType
+from pertinent.objectives.spec import ViewLosses
 from pertinent.probability import CALIBRATION_FILE, Calibration, probability_curve
 from pertinent.records import Judgment, Pair, Split
 from pertinent.text import normalize
@@ -85,7 +89,8 @@ class TrainConfig(StartConfig, FitConfig):
     column ``split``, or by a hash of the query. ``examples`` are more training pairs, with
     ``teacher_logit`` or ``grade``; pairs of held-out queries are left out. With ``clicks``, a folder of
     ``pertinent mine`` or its settings, clicked pairs take the place of the judgments' training pairs;
-    validation and test stay those of the judgments.
+    validation and test stay those of the judgments. ``neighbors``, a folder of ``pertinent mine``, is for
+    ``model.type: barl_ase``, which then reads neighbors of queries and items and learns by ``views`` too.
 
     ``resume: true`` goes on where a killed run stopped; checkpoints lie in ``OUT.checkpoints``.
     """
@@ -101,6 +106,8 @@ class TrainConfig(StartConfig, FitConfig):
     split_salt: str = ""
     examples: tuple[str, ...] = ()
     clicks: ClickStage | None = None
+    neighbors: str | None = None
+    views: ViewLosses = ViewLosses()
     calibration: Literal["platt", "isotonic", "none"] = "platt"
     weights_dtype: WeightsType = "float32"
     graph: bool = True
@@ -118,6 +125,8 @@ class TrainConfig(StartConfig, FitConfig):
     def _one_source(self) -> TrainConfig:
         if (self.judgments is None) == (self.sample is None):
             raise ValueError("give judgments: FILE, or sample: NAME")
+        if self.neighbors is not None and (self.clicks is not None or self.examples):
+            raise ValueError("neighbors: pairs of clicks and examples name no item to leave out; leave them away")
         if abs(sum(self.split_fractions) - 1) > 1e-9 or min(self.split_fractions) < 0:
             raise ValueError("split_fractions must be three numbers from 0 that add to 1, such as [0.8, 0.1, 0.1]")
         return self
@@ -150,18 +159,52 @@ def train(config: TrainConfig) -> Artifact:
         config.split_salt,
     )
     network, pairs = starting_network(config)
+    if config.neighbors is not None:
+        data = with_neighbors(data, network, config.neighbors, _titles(config, data))
     learned = _learned(config, data, _with_classes(config, pairs))
     validation = data.training_set(data.of("valid"), pairs)
     work = out.with_name(f"{out.name}.checkpoints")
     with checkpoints.locked(work):
         title = f"training {out.name}"
-        result = fit(
-            network, pairs, learned.pairs, config, validation, work / "fit", config.resume, title, learned.negatives
-        )
+        if config.neighbors is None:
+            result = fit(
+                network, pairs, learned.pairs, config, validation, work / "fit", config.resume, title, learned.negatives
+            )
+        else:
+            from pertinent.training.barl import fit_views
+
+            result = fit_views(
+                network, pairs, learned.pairs, config, config.views, validation, work / "fit", config.resume, title
+            )
         _write_model(config, network, pairs, data, result, learned)
         shutil.rmtree(work / "fit", ignore_errors=True)
     checkpoints.remove(work)
     return open_artifact(out, kind="model")
+
+
+def with_neighbors(data: JudgedData, network: nn.Module, mined: str, titles: Mapping[str, str]) -> JudgedData:
+    """The judgments with the neighbor lists of a mined log, as many of each list as the network has slots.
+
+    Raises ConfigError for a network that reads none.
+    """
+    settings: Any = network.config
+    if getattr(settings, "slots", None) is None:
+        raise ConfigError("neighbors: only model.type barl_ase reads them; set it with start: null, or leave them out")
+    return replace(data, neighbors=NeighborHistory.open(mined, titles, settings.slots))
+
+
+def _titles(config: TrainConfig, data: JudgedData) -> dict[str, str]:
+    """The title of each item of the catalog, and of judged items that are not in it."""
+    titles = {row.item_id: row.title for row in data.judgments}
+    if config.sample is not None:
+        items = read_sample(config.sample)[0]
+    elif config.items is not None:
+        items = read_items(
+            config.items, renames_by_file([config.items, config.judgments], config.columns)[config.items]
+        )
+    else:
+        return titles
+    return titles | {item.item_id: item.title for item in items}
 
 
 def starting_network(config: StartConfig) -> tuple[nn.Module, PairTokenizer]:
@@ -348,6 +391,8 @@ def _write_model(
         catalog = config.clicks.items or config.items
         paths |= {} if catalog is None else {"clicks.items": Path(catalog)}
     inputs = input_digests(paths) | _lexicon_version(config)
+    if config.neighbors is not None:
+        inputs["neighbors"] = open_artifact(config.neighbors, kind=MINED, verify=False).version
     settings: Any = network.config  # every network of ours has one
     stop = "stopped early" if result.stopped_early else "ran to the end"
     card = CardFacts(
