@@ -16,6 +16,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 350, 12, 226
 COLORS = 6
 NAME_WIDTH, NAME_HEIGHT = 130, 13
 BAR_NAMES, BAR_VALUES = 60, 90
+INTERVAL_NAMES, ROW_HEIGHT = 170, 18
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
 Point = tuple[float, float]
@@ -136,6 +137,38 @@ def bars(title: str, text: str, rows: Sequence[tuple[str, float, str]]) -> str:
     return _figure(title, text, "".join(body), [])
 
 
+def intervals(title: str, text: str, x: Axis, rows: Sequence[tuple[str, Sequence[float], int]]) -> str:
+    """A figure with one dot and its interval a row: names, (value, low, high), and the number of their color.
+
+    The figure is as high as its rows need; zero, where it is in sight, has a line.
+
+    >>> intervals("AUC", "", Axis(0, 1, "auc", ()), [("ours", (0.7, 0.6, 0.8), 0)]).count("<circle")
+    1
+    """
+    bottom = TOP + ROW_HEIGHT * max(1, len(rows))
+    body = []
+    for tick in x.ticks:
+        at = x.place(tick, INTERVAL_NAMES, RIGHT)
+        kind = "guide" if tick == 0 else "grid"
+        body.append(f'<line class="{kind}" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{bottom}"/>')
+        body.append(f'<text x="{at:.1f}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>')
+    for row, (name, (value, low, high), number) in enumerate(rows):
+        middle = TOP + ROW_HEIGHT * (row + 0.5)
+        shown = name if len(name) <= 30 else name[:29] + "…"
+        body.append(
+            f'<text class="name" x="{INTERVAL_NAMES - 6}" y="{middle + 4:.1f}" text-anchor="end">{escape(shown)}</text>'
+        )
+        if math.isfinite(low) and math.isfinite(high):
+            ends = [(x.place(end, INTERVAL_NAMES, RIGHT), middle) for end in (low, high)]
+            body.append(_line(ends, f'class="line {color(number)}"'))
+        if math.isfinite(value):
+            at = x.place(value, INTERVAL_NAMES, RIGHT)
+            body.append(f'<circle class="dot {color(number)}" cx="{at:.1f}" cy="{middle:.1f}" r="4"/>')
+    middle = (INTERVAL_NAMES + RIGHT) / 2
+    body.append(f'<text x="{middle}" y="{bottom + 34}" text-anchor="middle">{escape(x.label)}</text>')
+    return _figure(title, text, "".join(body), [], height=bottom + 44)
+
+
 def color(number: int) -> str:
     """The class that colors a series.
 
@@ -206,7 +239,7 @@ def _dash(number: int) -> str:
     return f' stroke-dasharray="{pattern}"' if pattern else ""
 
 
-def _figure(title: str, text: str, body: str, names: Sequence[str]) -> str:
+def _figure(title: str, text: str, body: str, names: Sequence[str], height: float = HEIGHT) -> str:
     entries = "".join(
         f'<li><svg class="swatch" viewBox="0 0 24 8" aria-hidden="true"><line class="line {color(n)}"{_dash(n)} '
         f'x1="0" x2="24" y1="4" y2="4"/></svg>{escape(name)}</li>'
@@ -215,7 +248,7 @@ def _figure(title: str, text: str, body: str, names: Sequence[str]) -> str:
     legend = f'<ul class="legend">{entries}</ul>' if len(names) > 1 else ""
     return (
         f"<figure><figcaption>{escape(title)}</figcaption>"
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {height:g}" role="img">'
         f"<title>{escape(title)}</title><desc>{escape(text)}</desc>{body}</svg>{legend}"
         f'<p class="note">{escape(text)}</p></figure>'
     )

@@ -254,6 +254,7 @@ COMMANDS: dict[str, Command] = {
             Flag("--positive-grade", "positive_grade", "the lowest grade that counts as relevant", float, "G"),
             Flag("--scale", "scale", "grade scale of the labels, such as esci", metavar="NAME"),
             Flag("--report", "report", "write one self-contained HTML page, and JSON beside it", metavar="FILE"),
+            Flag("--robustness", "robustness", "also measure what is lost when texts change", switch=True),
             BACKEND,
             THREADS,
             COLUMNS,

@@ -250,6 +250,11 @@ def show_evaluation(result: Evaluation, config: EvaluateConfig) -> None:
         for name, entry in plain(result)["metrics"].items()
     ]
     print_table(["metric", "value", "95% interval"], rows)
+    if result.robustness:
+        from pertinent.evaluation.robust_table import LOSS_HEAD, loss_rows
+
+        print_lines([""])
+        print_table(LOSS_HEAD, loss_rows(result.robustness))
     report = getattr(config, "report", None)
     if report:
         print_lines([f"report: {report}"])

@@ -12,7 +12,7 @@ import logging
 import math
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,12 +26,22 @@ from pertinent.config import Config
 from pertinent.errors import ConfigError, PertinentError
 from pertinent.evaluation.compare import Difference, compare_means, mean_estimates
 from pertinent.evaluation.evaluate import RESAMPLES, evaluate_scores, score_judgments
+from pertinent.evaluation.perturb import PERTURBATIONS, Surroundings
 from pertinent.evaluation.report import write_report
 from pertinent.evaluation.resample import Estimate
 from pertinent.evaluation.result import Evaluation
+from pertinent.evaluation.robust_table import Loss
+from pertinent.evaluation.robustness import (
+    compare_losses,
+    loss_of,
+    make_views,
+    mean_loss,
+    score_views,
+    surroundings,
+)
 from pertinent.folders import shipped_folder
 from pertinent.lexicon.pairs import PairConfig
-from pertinent.records import Judgment, PairScorer, Split
+from pertinent.records import Item, Judgment, PairScorer, Split
 from pertinent.rivals import SentenceTransformersConfig
 
 if TYPE_CHECKING:
@@ -110,6 +120,9 @@ class StudyConfig(Config):
 
     With ``hold_out`` the parts are industries: the first level of the ``category`` that most judged
     items of a query have, or the judgments' ``segment``.
+
+    With ``robustness`` the judgments are also scored with their texts changed, and the loss of AUC is
+    part of the table.
     """
 
     title: str
@@ -124,6 +137,7 @@ class StudyConfig(Config):
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     metrics: tuple[str, ...] = ("auc", "spearman", "ndcg@10", "macro_f1", "accuracy")
     bootstrap: int = Field(RESAMPLES, ge=0)
+    robustness: bool = False
     against: str | None = None
     systems: tuple[System, ...] = Field(min_length=1)
     out: str
@@ -151,6 +165,19 @@ class Row:
     mean: dict[str, Estimate]
     facts: dict[str, Any]
     difference: dict[str, Difference] = field(default_factory=dict)
+    losses: dict[str, list[Loss]] = field(default_factory=dict)  # by change, one a run
+    loss_difference: dict[str, Difference] = field(default_factory=dict)
+
+    def robustness(self) -> dict[str, Any]:
+        """The loss under each change, mean over runs, and its difference to the other system; JSON-able."""
+        return {
+            change: {
+                **mean_loss(runs).plain(),
+                "changed": runs[0].changed,
+                **({"difference": self.loss_difference[change].plain()} if change in self.loss_difference else {}),
+            }
+            for change, runs in self.losses.items()
+        }
 
     def spread(self, metric: str) -> float:
         """Standard deviation over seeds; NaN for a single run."""
@@ -184,6 +211,7 @@ class Study:
                         name: None if math.isnan(row.spread(name)) else row.spread(name) for name in self.metrics
                     },
                     "difference": {name: each.plain() for name, each in row.difference.items()},
+                    **({"auc_lost": row.robustness()} if row.losses else {}),
                 }
                 for row in self.rows
             },
@@ -203,8 +231,24 @@ class Study:
                 if row.difference
             ]
             text += [f"Difference to {self.against}:", "", *_markdown(["system", *self.metrics], changed), ""]
+        text += self._robustness()
         text += [f"{name}: {value}" for name, value in self.facts.items()]
         return "\n".join([*text, f"report: {self.report}"])
+
+    def _robustness(self) -> list[str]:
+        if not self.rows[0].losses:
+            return []
+        changes = list(self.rows[0].losses)
+        lines = [[row.name, *(str(mean_loss(row.losses[change])) for change in changes)] for row in self.rows]
+        text = ["AUC lost when texts change:", "", *_markdown(["system", *changes], lines), ""]
+        changed = [
+            [row.name, *(_difference(row.loss_difference[change]) for change in changes)]
+            for row in self.rows
+            if row.loss_difference
+        ]
+        if changed:
+            text += [f"How much more than {self.against}:", "", *_markdown(["system", *changes], changed), ""]
+        return text
 
 
 def run_study(config: StudyConfig) -> Study:
@@ -227,26 +271,40 @@ def run_study(config: StudyConfig) -> Study:
     out.mkdir(parents=True, exist_ok=True)
     folds, whole = _parts(config, data, out)
     judged = whole.judged
+    around = _surroundings(config, data)
+    views = [] if around is None else make_views(judged, tuple(PERTURBATIONS), around, config.positive_grade, 0)
     rows = []
     for system in config.systems:
         trained = isinstance(system, (TrainSystem, SentenceTransformersSystem))
         runs = [
-            _joined([_measured(config, system, seed, part, out) for part in parts], parts)
+            _joined([_measured(config, system, seed, part, out, around) for part in parts], parts)
             for parts in ([folds] if trained else [[whole]])
             for seed in (config.seeds if trained else (0,))
         ]
         evaluations = [
             evaluate_scores(
-                scores, judged, name=system.name, positive_grade=config.positive_grade, bootstrap=config.bootstrap
+                scores[0], judged, name=system.name, positive_grade=config.positive_grade, bootstrap=config.bootstrap
             )
             for scores, _ in runs
         ]
-        rows.append(Row(system.name, evaluations, mean_estimates(evaluations), runs[0][1]))
+        losses = {
+            view.name: [
+                loss_of(view, judged, scores[0], scores[number], config.positive_grade, config.bootstrap, 0)
+                for scores, _ in runs
+            ]
+            for number, view in enumerate(views, start=1)
+        }
+        first = {change: each[0] for change, each in losses.items()}
+        evaluations[0] = replace(evaluations[0], robustness=first)
+        rows.append(Row(system.name, evaluations, mean_estimates(evaluations), runs[0][1], losses=losses))
     if config.against is not None:
         base = next(row for row in rows if row.name == config.against)
         for row in rows:
             if row is not base:
                 row.difference.update(compare_means(row.evaluations, base.evaluations))
+                row.loss_difference.update(
+                    {change: compare_losses(each, base.losses[change]) for change, each in row.losses.items()}
+                )
     return _write(config, rows, judged, out)
 
 
@@ -270,16 +328,13 @@ def _parts(config: StudyConfig, data: JudgedData, out: Path) -> tuple[list[Part]
 
 
 def _industries(config: StudyConfig, data: JudgedData) -> dict[str, str]:
-    from pertinent.data.readers import read_items
-    from pertinent.data.samples import read_sample
     from pertinent.training.parts import industries_of
 
     if config.hold_out == "segment":
         return industries_of(data.judgments, {row.item_id: row.segment for row in data.judgments})
     if config.sample is None and config.items is None:
         raise ConfigError("hold_out: category is read from the catalog; give items: FILE, or hold_out: segment")
-    items = read_sample(config.sample)[0] if config.sample is not None else read_items(str(config.items))
-    return industries_of(data.judgments, {item.item_id: item.category for item in items})
+    return industries_of(data.judgments, {item.item_id: item.category for item in _catalog(config)})
 
 
 def _learned(system: TrainSystem | SentenceTransformersSystem, part: Part, place: Path) -> Part:
@@ -297,15 +352,18 @@ def _joined(
     measured: Sequence[tuple[NDArray[np.float64], dict[str, Any]]], parts: Sequence[Part]
 ) -> tuple[NDArray[np.float64], dict[str, Any]]:
     """The scores of all parts in the order of the judgments; facts are those of the first part."""
-    scores = np.concatenate([found for found, _ in measured])
+    scores = np.concatenate([found for found, _ in measured], axis=1)
     places = np.concatenate([part.places for part in parts])
-    return scores[np.argsort(places)], measured[0][1]
+    return scores[:, np.argsort(places)], measured[0][1]
 
 
 def _measured(
-    config: StudyConfig, system: System, seed: int, part: Part, out: Path
+    config: StudyConfig, system: System, seed: int, part: Part, out: Path, around: Surroundings | None
 ) -> tuple[NDArray[np.float64], dict[str, Any]]:
-    """Scores of one system, seed and part, from the study's folder where they are there for these settings."""
+    """Scores of one system, seed and part, from the study's folder where they are there for these settings.
+
+    ``[1 + changes, pairs]``: of the judgments as they are, then with their texts changed in each way.
+    """
     digest = hashlib.sha256(
         json.dumps(
             [
@@ -313,6 +371,7 @@ def _measured(
                 _versions(system),
                 seed,
                 config.positive_grade,
+                *([list(PERTURBATIONS), _texts_digest(around)] if around is not None else []),
                 part.places.tolist(),
                 [[j.query, j.title, j.grade, j.split] for j in part.data.judgments],
             ]
@@ -324,12 +383,37 @@ def _measured(
     if file.is_file():
         found = read_json(file)
         if found.get("digest") == digest:
-            return np.array(found["scores"], dtype=np.float64), found["facts"]
+            return np.array([found["scores"], *found.get("changed", [])], dtype=np.float64), found["facts"]
     logger.info("%s, seed %d%s", system.name, seed, part.name.replace("-", " "))
     scorer, facts = _BUILDERS[system.type](config, system, seed, part, place)
-    scores = score_judgments(scorer, part.judged)
-    write_json(file, {"digest": digest, "facts": facts, "scores": [float(score) for score in scores]})
-    return scores.astype(np.float64), facts
+    scores = score_judgments(scorer, part.judged).astype(np.float64)
+    content: dict[str, Any] = {"digest": digest, "facts": facts, "scores": scores.tolist()}
+    if around is not None:
+        views = make_views(part.judged, tuple(PERTURBATIONS), around, config.positive_grade, 0)
+        content["changed"] = [each.tolist() for each in score_views(scorer, views, scores).values()]
+    write_json(file, content)
+    return np.array([scores, *content.get("changed", [])], dtype=np.float64), facts
+
+
+def _surroundings(config: StudyConfig, data: JudgedData) -> Surroundings | None:
+    """What changes of texts draw from: all judged titles, and the catalog where there is one."""
+    if not config.robustness:
+        return None
+    titles = [judgment.title for judgment in data.judgments]
+    return surroundings(titles, _catalog(config))
+
+
+def _texts_digest(around: Surroundings) -> str:
+    return hashlib.sha256(json.dumps([list(around.titles), list(around.brands)]).encode()).hexdigest()[:16]
+
+
+def _catalog(config: StudyConfig) -> list[Item]:
+    from pertinent.data.readers import read_items
+    from pertinent.data.samples import read_sample
+
+    if config.sample is not None:
+        return read_sample(config.sample)[0]
+    return read_items(config.items) if config.items is not None else []
 
 
 def _versions(system: System) -> list[str]:
@@ -460,11 +544,24 @@ def _write(config: StudyConfig, rows: list[Row], judged: Sequence[Judgment], out
         title=config.title,
         facts=facts,
         comparisons={f"{row.name} less {config.against}": row.difference for row in rows if row.difference},
+        figures=[_figure(config, rows)],
     )
     study = Study(config.title, config.metrics, config.against, rows, facts, report)
     write_text(out / "table.md", str(study) + "\n")
     write_json(out / "study.json", study.plain())
     return study
+
+
+def _figure(config: StudyConfig, rows: Sequence[Row]) -> str:
+    """The first metric of all systems, mean over runs, with intervals."""
+    from pertinent.charts import Axis, intervals, round_ticks
+
+    metric = config.metrics[0]
+    found = [(row.name, row.mean[metric], number) for number, row in enumerate(rows) if metric in row.mean]
+    known = [value for _, estimate, _ in found for value in estimate if math.isfinite(value)] or [0.0, 1.0]
+    pad = max(0.01, (max(known) - min(known)) * 0.05)
+    axis = Axis(min(known) - pad, max(known) + pad, metric, round_ticks(min(known) - pad, max(known) + pad))
+    return intervals(config.title, "Mean over runs with the 95% interval over resampled queries.", axis, found)
 
 
 def _cell(row: Row, metric: str) -> str:

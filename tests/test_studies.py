@@ -270,3 +270,24 @@ def test_ways_to_hold_out_that_cannot_be_are_refused(config: dict[str, Any]) -> 
         run_study(StudyConfig.build(config | {"hold_out": "category"}))
     with pytest.raises(ConfigError, match="at least two are wanted"):
         run_study(StudyConfig.build(config | {"hold_out": "segment"}))
+
+
+def test_robustness_is_part_of_the_table_and_not_measured_twice(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config |= {"robustness": True, "seeds": [0]}
+    config["systems"] = config["systems"][:2]
+    study = run_study(StudyConfig.build(config))
+    rows = {row.name: row for row in study.rows}
+    typo = rows["BM25"].losses["typo"][0]
+    assert typo.loss.value > 0.2  # the planted word is misspelled
+    assert rows["cosine"].loss_difference["typo"].value == pytest.approx(
+        rows["cosine"].losses["typo"][0].loss.value - typo.loss.value
+    )
+    text = (Path(config["out"]) / "table.md").read_text()
+    assert "AUC lost when texts change" in text
+    assert "How much more than BM25" in text
+    saved = json.loads((Path(config["out"]) / "study.json").read_text())
+    assert saved["systems"]["BM25"]["auc_lost"]["typo"]["changed"] == 8  # words of four letters or more
+    monkeypatch.setattr("pertinent.studies._BUILDERS", {})
+    assert run_study(StudyConfig.build(config)).plain() == saved

@@ -56,7 +56,7 @@ def compare(a: Evaluation, b: Evaluation, *, resamples: int = RESAMPLES, seed: i
         if name in a.per_query:
             p_value = sign_flip(a.per_query[name] - b.per_query[name], resamples, seed)
         else:
-            p_value = _tail_share(spread)
+            p_value = tail_share(spread)
         differences[name] = Difference(value, *interval(spread), p_value)
     return differences
 
@@ -93,7 +93,7 @@ def compare_means(
         if name in b[0].metrics:
             values = [float(np.mean([each.metrics[name].value for each in side])) for side in (a, b)]
             spread = above.get(name, np.zeros(0)) - below.get(name, np.zeros(0))
-            differences[name] = Difference(values[0] - values[1], *interval(spread), _tail_share(spread))
+            differences[name] = Difference(values[0] - values[1], *interval(spread), tail_share(spread))
     return differences
 
 
@@ -120,7 +120,12 @@ def sign_flip(differences: Floats, resamples: int, seed: int) -> float:
     return (as_far + 1) / (resamples + 1)
 
 
-def _tail_share(spread: Floats) -> float:
+def tail_share(spread: Floats) -> float:
+    """Two-sided p-value of no difference, from resampled differences; NaN of fewer than two.
+
+    >>> tail_share(np.array([0.1, 0.2, 0.3]))
+    0.5
+    """
     spread = spread[~np.isnan(spread)]
     if len(spread) < 2:
         return float("nan")

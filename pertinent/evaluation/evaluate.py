@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,10 @@ from pertinent.evaluation.report import check_report_path, write_report
 from pertinent.evaluation.resample import Estimate, interval, resampled
 from pertinent.evaluation.result import Evaluation, Slice
 from pertinent.evaluation.slices import SegmentBy, slicings
-from pertinent.records import Judgment, Pair, PairScorer, Split, by_query
+from pertinent.records import Item, Judgment, Pair, PairScorer, Split, by_query
+
+if TYPE_CHECKING:
+    from pertinent.evaluation.robustness import Loss
 
 CUTS = (10,)
 RESAMPLES = 1000
@@ -38,7 +42,8 @@ class EvaluateConfig(Config):
     ``columns`` maps columns of the files to ours, such as ``product_name: title``.
     ``positive_grade`` is the lowest grade that counts as relevant; left out, that of the grade scale
     that is named or recognized by its words, or 1. A pair is predicted relevant when its score is at
-    least ``threshold``.
+    least ``threshold``. ``robustness`` also scores the judgments with their texts changed, in the ways of
+    ``pertinent.evaluation.perturb``; brands are those of ``items``.
     """
 
     judgments: str
@@ -53,6 +58,7 @@ class EvaluateConfig(Config):
     segment_by: tuple[SegmentBy, ...] = ("segment",)
     bootstrap: int = Field(default=RESAMPLES, ge=0)
     seed: int = 0
+    robustness: bool = False
     report: str | None = None
     backend: str | None = None
     threads: int | None = Field(default=None, ge=1)
@@ -84,6 +90,9 @@ def run_evaluate(config: EvaluateConfig, scorer: PairScorer) -> Evaluation:
         segment_by=config.segment_by,
         progress=config.progress,
     )
+    if config.robustness:
+        losses = _losses(scorer, judgments, items or [], evaluation, config.bootstrap, config.seed)
+        evaluation = replace(evaluation, robustness=losses)
     if config.report is not None:
         write_report(config.report, {evaluation.scorer: evaluation})
     return evaluation
@@ -201,6 +210,28 @@ def score_judgments(scorer: PairScorer, judgments: Sequence[Judgment], progress:
             )
         scores[rows] = given
     return scores
+
+
+def _losses(
+    scorer: PairScorer,
+    judgments: Sequence[Judgment],
+    items: Sequence[Item],
+    evaluation: Evaluation,
+    bootstrap: int,
+    seed: int,
+) -> dict[str, Loss]:
+    from pertinent.evaluation.robustness import robustness, surroundings
+
+    around = surroundings([judgment.title for judgment in judgments], items)
+    return robustness(
+        scorer,
+        judgments,
+        evaluation.scores,
+        around=around,
+        positive_grade=evaluation.positive_grade,
+        resamples=bootstrap,
+        seed=seed,
+    )
 
 
 def _estimate(

@@ -22,8 +22,10 @@ from pertinent.charts import SHARE, Axis, Series, color, line_chart, log_ticks, 
 from pertinent.errors import DataError
 from pertinent.evaluation.calibration import threshold_for_recall, threshold_table
 from pertinent.evaluation.metrics import metric, reliability, roc
+from pertinent.evaluation.perturb import PERTURBATIONS
 from pertinent.evaluation.resample import Estimate
 from pertinent.evaluation.result import Evaluation
+from pertinent.evaluation.robust_table import LOSS_HEAD, loss_chart, loss_rows
 from pertinent.page import facts as fact_list
 from pertinent.page import grid, page, section, table
 
@@ -48,11 +50,13 @@ def write_report(
     facts: Mapping[str, str] | None = None,
     speeds: Mapping[str, LatencyStats] | None = None,
     comparisons: Mapping[str, Mapping[str, Difference]] | None = None,
+    figures: Sequence[str] = (),
 ) -> Path:
     """The path of the HTML page, with a JSON file of the same numbers beside it.
 
     ``facts`` are names and values to print at the top (data, machine, command); ``speeds`` are by the
-    same names as ``evaluations``; ``comparisons`` are by a name such as ``"three layers less BM25"``.
+    same names as ``evaluations``; ``comparisons`` are by a name such as ``"three layers less BM25"``;
+    ``figures`` come before the curves.
     If one of the two files cannot be written, both are as they were before.
     """
     path = Path(path)
@@ -61,7 +65,7 @@ def write_report(
         raise DataError("no evaluation to report", path=path)
     shown = {"made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "pertinent": __version__, **(facts or {})}
     numbers = report_numbers(evaluations, title, shown, speeds or {}, comparisons or {})
-    text = report_page(evaluations, title, shown, speeds or {}, comparisons or {})
+    text = report_page(evaluations, title, shown, speeds or {}, comparisons or {}, figures)
     beside = path.with_suffix(".json")
     path.parent.mkdir(parents=True, exist_ok=True)
     before = beside.read_bytes() if beside.exists() else None
@@ -124,6 +128,7 @@ def report_page(
     facts: Mapping[str, str],
     speeds: Mapping[str, LatencyStats],
     comparisons: Mapping[str, Mapping[str, Difference]],
+    figures: Sequence[str] = (),
 ) -> str:
     """The whole page as text."""
     first = next(iter(evaluations.values()))
@@ -136,12 +141,14 @@ def report_page(
     body = (
         f"<header><h1>{escape(title)}</h1><p>{escape(lead)}</p>{fact_list(facts)}</header>",
         section("Quality", _metrics_table(evaluations), _notes(evaluations)),
+        section("At a glance", grid(figures)),
         section("Curves", grid([_roc_chart(evaluations), _reliability_chart(evaluations)])),
         section("Speed", _speed_table(evaluations, speeds), grid([_quality_against_latency(evaluations, speeds)])),
         section("Comparisons", *(_comparison_table(name, each) for name, each in comparisons.items())),
         section(
             "Scores by grade", grid([_histogram(n, name, evaluations[name]) for n, name in enumerate(evaluations)])
         ),
+        section("Robustness", *_robustness(evaluations)),
         section("Slices", *_slice_tables(evaluations)),
         section("Thresholds", *(_threshold_details(name, each) for name, each in evaluations.items())),
         section("Queries to look at", *(_worst_queries(name, each) for name, each in evaluations.items())),
@@ -257,6 +264,24 @@ def _histogram(number: int, name: str, each: Evaluation) -> str:
         rows,
         number,
     )
+
+
+def _robustness(evaluations: Evaluations) -> list[str]:
+    found = {name: each.robustness for name, each in evaluations.items() if each.robustness}
+    if not found:
+        return []
+    changes = next(iter(found.values()))
+    chart = loss_chart({change: {name: losses[change].loss for name, losses in found.items()} for change in changes})
+    tables = [
+        table(
+            f"{name}: AUC lost when texts change", list(LOSS_HEAD), [[escape(c) for c in r] for r in loss_rows(losses)]
+        )
+        for name, losses in found.items()
+    ]
+    meanings = "".join(
+        f"<li><strong>{change}</strong>: {escape(PERTURBATIONS[change].text)}</li>" for change in changes
+    )
+    return [grid([chart]), *tables, f'<ul class="notes">{meanings}</ul>']
 
 
 def _slice_tables(evaluations: Evaluations) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from pertinent.data.grades import relevant
 from pertinent.evaluation.pooled import Floats
 from pertinent.evaluation.resample import Estimate, finite
+
+if TYPE_CHECKING:
+    from pertinent.evaluation.robustness import Loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ class Evaluation:
 
     ``metrics`` holds value and 95% interval by name; ``per_query`` the value of each query
     (``[queries]``, NaN for one that does not count); ``slices`` is by what is sliced, then by name.
+    ``robustness`` is what is lost under each change of the texts, where that was measured.
     ``judged`` is a digest of the judgments: two evaluations can be compared when it is equal.
     """
 
@@ -49,6 +53,7 @@ class Evaluation:
     bootstrap: int
     seed: int
     slices: dict[str, dict[str, Slice]] = field(default_factory=dict)
+    robustness: dict[str, Loss] = field(default_factory=dict)
 
     @property
     def relevant(self) -> NDArray[np.bool_]:
@@ -96,6 +101,8 @@ class Evaluation:
             "slices": {by: {name: part.plain() for name, part in parts.items()} for by, parts in self.slices.items()},
             "notes": self.notes,
         }
+        if self.robustness:
+            plain["robustness"] = {name: loss.plain() for name, loss in self.robustness.items()}
         if scores:
             plain["per_query"] = {
                 query: {name: finite(values[row]) for name, values in self.per_query.items()}
