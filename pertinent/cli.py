@@ -391,6 +391,22 @@ COMMANDS: dict[str, Command] = {
             "pertinent data synthesize --out runs/shop --config configs/synthesize.yaml",
         ),
     ),
+    "data weak": Command(
+        "make weakly labeled pairs from clusters, categories, attributes and labeled queries",
+        "pertinent.data.weak:WeakConfig",
+        "pertinent.data.weak:weak",
+        "pertinent.commands:show_weak",
+        (
+            Flag("--clusters", "clusters", "tables with title, cluster_id and cluster_title", names, "FILE,..."),
+            Flag("--catalogs", "catalogs", "tables with title and the columns of attributes", names, "FILE,..."),
+            Flag("--spans", "spans", "tables with tokens and tags of queries", names, "FILE,..."),
+            Flag("--judged", "judged", "judgments whose queries are left out", names, "FILE,..."),
+            Flag("--limit", "limit", "relevant pairs a rule at most", positive, "N"),
+            Flag("--seed", "seed", "of the draws", int, "N"),
+            Flag("--out", "out", "the table to write", metavar="FILE"),
+        ),
+        ("pertinent data weak --catalogs catalog.csv --judged judgments.csv --out weak.csv",),
+    ),
     "lexicon": Command(
         "learn the words of a catalog: tokens of their own for domain words, and term classes",
         "pertinent.lexicon.run:LexiconConfig",

@@ -24,6 +24,7 @@ from pertinent.records import Item, PairScorer, Scored
 
 if TYPE_CHECKING:
     from pertinent.bench import Bench, BenchConfig
+    from pertinent.data.weak import WeakTable
     from pertinent.doctor import Health
     from pertinent.engine.export import ExportConfig
     from pertinent.engine.hot_pairs import CacheConfig
@@ -269,6 +270,12 @@ def show_artifact(result: Artifact | PlainFolder, config: Config) -> None:
     metrics = {name: value for name, value in result.metrics.items() if isinstance(value, (int, float, str))}
     if metrics:
         print_table(["metric", "value"], [[name, _number(value)] for name, value in metrics.items()])
+
+
+def show_weak(result: WeakTable, config: Config) -> None:
+    """Print how many pairs each rule gave."""
+    print_table(["rule", "relevant", "not"], [[r["rule"], str(r["relevant"]), str(r["not"])] for r in result.rows])
+    print_lines([f"{result.left_out:,} pairs of judged queries left out", f"pairs: {result.path}"])
 
 
 def show_pretrained(result: Artifact, config: Config) -> None:

@@ -35,6 +35,7 @@ SETTINGS_PAGES = {
     "serve": "server.md",
     "load": "load.md",
     "data synthesize": "synthetic-shop.md",
+    "data weak": "weak-pairs.md",
     "lexicon": "lexicon.md",
     "mine": "mining.md",
 }
@@ -129,6 +130,7 @@ def test_every_setting_is_a_flag_or_documented(command: str) -> None:
         ("server.md", "Settings", "serve"),
         ("load.md", "Settings", "load"),
         ("synthetic-shop.md", "Settings", "data synthesize"),
+        ("weak-pairs.md", "Settings", "data weak"),
         ("lexicon.md", "Settings", "lexicon"),
         ("mining.md", "Settings", "mine"),
     ],
