@@ -187,11 +187,6 @@ def _check_index(config: IndexConfig) -> None:
         )
 
 
-def plain(result: Any) -> Any:
-    """A result as JSON-able values; numbers that are not finite become null."""
-    if isinstance(result, Artifact):
-        values: Any = {
-            "path": str(result.path),
 def cache(config: CacheConfig) -> Artifact:
     """The scores of hot pairs, computed ahead, as a folder."""
     from itertools import islice
@@ -220,6 +215,11 @@ def cache(config: CacheConfig) -> Artifact:
     return open_artifact(config.out, kind="scores")
 
 
+def plain(result: Any) -> Any:
+    """A result as JSON-able values; numbers that are not finite become null."""
+    if isinstance(result, Artifact):
+        values: Any = {
+            "path": str(result.path),
             "kind": result.kind,
             "version": result.version,
             "metrics": result.metrics,
