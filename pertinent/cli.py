@@ -496,6 +496,57 @@ COMMANDS: dict[str, Command] = {
             "pertinent load http://127.0.0.1:8080 --dialect relevance --by ids --items items.parquet --mix 3000:1",
         ),
     ),
+    "compare": Command(
+        "compare two arms of an online test: clicks, payments, revenue, by user",
+        "pertinent.evaluation.arms:CompareConfig",
+        "pertinent.evaluation.arms:compare_log",
+        "pertinent.commands:show_arms",
+        (
+            Flag("log", "log", "the log of both arms: user_id, arm, level, and position and revenue if known"),
+            Flag("--control", "control", "the arm to compare with; left out: the first in the alphabet", metavar="ARM"),
+            Flag("--treatment", "treatment", "the arm that is new; left out: the other one", metavar="ARM"),
+            Flag("--treatment-share", "treatment_share", "share of users meant to be in the treatment", float, "SHARE"),
+            Flag("--method", "method", "delta (the default) or bootstrap, both by user", metavar="NAME"),
+            Flag("--report", "report", "write one self-contained HTML page, and JSON beside it", metavar="FILE"),
+            COLUMNS,
+        ),
+        (
+            "pertinent compare log.parquet --control old --treatment new",
+            "pertinent compare log.csv --columns shopper=user_id,variant=arm --report compare.html",
+        ),
+    ),
+    "review make": Command(
+        "make blind side-by-side sheets of two systems' results for people to rate",
+        "pertinent.evaluation.review:ReviewConfig",
+        "pertinent.evaluation.review:make_review",
+        "pertinent.commands:show_sheet",
+        (
+            Flag("--control", "control", "results of the system in use: query, title and position", metavar="FILE"),
+            Flag("--treatment", "treatment", "results of the new system, in the same form", metavar="FILE"),
+            Flag("--queries", "queries", "how many queries to draw", positive, "N"),
+            Flag("--positions", "positions", "how many places from the top", positive, "N"),
+            Flag("--seed", "seed", "of the queries drawn and the sides", int, "N"),
+            OUT,
+            COLUMNS,
+        ),
+        ("pertinent review make --control old.csv --treatment new.csv --out runs/review",),
+    ),
+    "review read": Command(
+        "say what filled review sheets found",
+        "pertinent.evaluation.review:ReviewReadConfig",
+        "pertinent.evaluation.review:read_review",
+        "pertinent.commands:show_review",
+        (
+            Flag("folder", "folder", "the folder that pertinent review make wrote"),
+            Flag(
+                "--sheets", "sheets", "filled sheets, one a rater; left out: the one in the folder", names, "FILE,..."
+            ),
+        ),
+        (
+            "pertinent review read runs/review",
+            "pertinent review read runs/review --sheets anna.csv,ben.csv --json",
+        ),
+    ),
     "study": Command(
         "train and compare several models over seeds, and print one table",
         "pertinent.studies:StudyConfig",
@@ -575,7 +626,7 @@ def groups() -> list[str]:
     """The first words of commands of two words.
 
     >>> groups()
-    ['data']
+    ['data', 'review']
     """
     return sorted({name.partition(" ")[0] for name in COMMANDS if " " in name})
 

@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from pertinent.engine.hot_pairs import CacheConfig
     from pertinent.engine.index import IndexConfig
     from pertinent.engine.scorer import Scorer
+    from pertinent.evaluation.arms import ArmResult
     from pertinent.evaluation.evaluate import EvaluateConfig
     from pertinent.evaluation.result import Evaluation
+    from pertinent.evaluation.review import ReviewResult, Sheet
     from pertinent.explain import ExplainConfig, ExplainedText, Explanation
     from pertinent.load.results import Load
     from pertinent.mining.run import MineConfig
@@ -323,6 +325,43 @@ def show_load(result: Load, config: Config) -> None:
             f"answers: {answers}; requests were sent up to {result.lag_p99_ms:.1f} ms late (p99)",
             *(f"problem: {count} x {problem}" for problem, count in result.problems.items()),
             *([f"report: {result.report}"] if result.report else []),
+        ]
+    )
+
+
+def show_arms(result: ArmResult, config: Config) -> None:
+    """Print both arms, the lifts and what to know of them."""
+    from pertinent.evaluation.arms import HEAD
+
+    print_table(HEAD, result.rows())
+    users = f"{result.users[0]:,} users in {result.control}, {result.users[1]:,} in {result.treatment}"
+    print_lines([f"{users}; sample-ratio check p = {result.sample_ratio_p:.3f}", *result.notes])
+
+
+def show_sheet(result: Sheet, config: Config) -> None:
+    """Print where the sheets of a review are."""
+    print_lines(
+        [
+            f"{result.rows} rows of {result.queries} queries to rate in {result.folder}: fill sheet.csv, "
+            "keep key.json away from raters",
+            f"{result.same} rows that show the same on both sides are left out",
+        ]
+    )
+
+
+def show_review(result: ReviewResult, config: Config) -> None:
+    """Print wins and shares of a review."""
+    rows = [
+        [name, f"{share.control:.3f}", f"{share.treatment:.3f}", str(share.change)]
+        for name, share in result.shares.items()
+    ]
+    print_table(["rating", "control", "treatment", "relative change"], rows)
+    agreement = "" if math.isnan(result.agreement) else f"; raters agree on {result.agreement:.0%}"
+    print_lines(
+        [
+            f"treatment better {result.wins}, same {result.ties}, worse {result.losses}: balance {result.balance}, "
+            f"p = {result.p_value:.4f}{agreement}",
+            *result.notes,
         ]
     )
 
