@@ -1,7 +1,8 @@
-"""Score a table of pairs into a file: in this process, in constant memory, resumable.
+"""Score a table of pairs into a file: in this process or on Ray, in constant memory, resumable.
 
 Rows are scored in chunks; each chunk is a part file beside the output, complete or absent. A run
-that was killed goes on after its last complete part, and the output appears in one rename.
+that was killed goes on with the parts that are missing, and the output appears in one rename. On Ray the
+chunks are written out first, and each worker takes the next one that nobody has scored.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,8 +26,9 @@ from pertinent.config import Config
 from pertinent.data.files import check_exists, kind_of
 from pertinent.data.readers import read_table_parts
 from pertinent.data.tables import Table
+from pertinent.engine.backends import available_cores
 from pertinent.engine.scorer import Scorer
-from pertinent.errors import ArtifactError, DataError
+from pertinent.errors import ArtifactError, ConfigError, DataError, need
 from pertinent.records import Pair
 
 _PLAN = "plan.json"
@@ -36,6 +39,9 @@ class BulkConfig(Config):
 
     Formats follow the suffixes: .csv, .tsv, .jsonl or .parquet. ``rename`` maps a column of the file
     to ``query`` or ``title``. ``keep`` lists other columns to copy, as text, where they exist.
+
+    With ``ray`` chunks are scored by ``workers`` processes of ``threads`` each, on this machine or on the cluster
+    at ``address``, all of whose machines must have the folders of the model and of the output.
     """
 
     pairs: str
@@ -47,6 +53,9 @@ class BulkConfig(Config):
     keep: tuple[str, ...] = ("item_id",)
     chunk: int = Field(10_000, ge=1)
     resume: bool = True
+    ray: bool = False
+    workers: int | None = Field(None, ge=1)
+    address: str | None = None
     progress: bool = True
 
 
@@ -59,6 +68,17 @@ class BulkResult:
     resumed: int
     seconds: float
 
+    def plain(self) -> dict[str, Any]:
+        """JSON-able values."""
+        rate = (self.rows - self.resumed) / self.seconds if self.seconds > 0 else 0.0
+        return {
+            "path": str(self.path),
+            "rows": self.rows,
+            "resumed": self.resumed,
+            "seconds": round(self.seconds, 3),
+            "pairs_per_second": round(rate, 1),
+        }
+
 
 def score_table(config: BulkConfig, scorer: Scorer | None = None) -> BulkResult:
     """Write ``config.out`` with a column ``score``; ``scorer`` is opened from the config if not given.
@@ -66,6 +86,10 @@ def score_table(config: BulkConfig, scorer: Scorer | None = None) -> BulkResult:
     Raises DataError, naming the line, for a table that cannot be read; the parts that were
     complete are kept for the next run, and an older output stays as it was.
     """
+    if not config.ray and (config.workers is not None or config.address is not None):
+        raise ConfigError(
+            "workers and address are of Ray; give --ray, or leave them out (--threads is for one process)"
+        )
     source, out = Path(config.pairs), Path(config.out)
     check_exists(source)
     kind_of(source)
@@ -75,32 +99,115 @@ def score_table(config: BulkConfig, scorer: Scorer | None = None) -> BulkResult:
         scorer = Scorer.load(config.model, config.backend, config.threads)
     started = time.perf_counter()
     parts = _open_parts(out, source, scorer, config)
-    done = sorted(parts.glob("part-*.jsonl"))
-    resumed = config.chunk * len(done)
-    total = 0
+    done = {part.name for part in parts.glob("part-*.jsonl")}
+    total = resumed = 0
+    waiting: list[int] = []
+    tables = read_table_parts(source, config.chunk, config.rename)
     try:
-        for number, table in enumerate(_shown(read_table_parts(source, config.chunk, config.rename), config)):
+        for number, table in enumerate(_shown(tables, config.progress and not config.ray)):
             total += len(table)
-            if number >= len(done):
-                write_text(parts / f"part-{number:06d}.jsonl", _scored(table, scorer, config.keep))
+            columns = _columns(table, config.keep)
+            if _part(number) in done:
+                resumed += len(table)
+            elif config.ray:
+                write_text(parts / _chunk(number), "".join(_lines(columns)))
+                waiting.append(number)
+            else:
+                write_text(parts / _part(number), _scored(columns, scorer))
+        if waiting:
+            _on_ray(waiting, parts, scorer, config, total - resumed)
     except DataError:
         if not any(parts.glob("part-*.jsonl")):
             shutil.rmtree(parts)
         raise
     _join(parts, out)
     shutil.rmtree(parts)
-    return BulkResult(out, total, min(resumed, total), time.perf_counter() - started)
+    return BulkResult(out, total, resumed, time.perf_counter() - started)
 
 
-def _scored(table: Table, scorer: Scorer, keep: Sequence[str]) -> str:
+class ChunkScorer:
+    """A worker on Ray: it holds the model, and turns chunk files into part files."""
+
+    def __init__(self, folder: str, model: str | None, backend: str, threads: int, version: str) -> None:
+        self._folder = Path(folder)
+        self._scorer = Scorer.load(model, backend, threads)
+        if self._scorer.version != version:
+            raise ArtifactError(
+                f"{model}: is version {self._scorer.version} on this machine, but {version} where the run was started"
+            )
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Score the chunks of these numbers; gives how many rows they had."""
+        counts = []
+        for number in batch["chunk"].tolist():
+            chunk = self._folder / _chunk(number)
+            rows = list(_part_rows([chunk]))
+            columns = {name: [row[name] for row in rows] for name in rows[0]}
+            write_text(self._folder / _part(number), _scored(columns, self._scorer))
+            chunk.unlink()
+            counts.append(len(rows))
+        return {"rows": counts}
+
+
+def _on_ray(waiting: Sequence[int], parts: Path, scorer: Scorer, config: BulkConfig, total: int) -> None:
+    """Score the chunks of the given numbers on workers; which one gets which chunk decides nothing."""
+    ray: Any = need("ray", extra="scale")
+    data: Any = need("ray.data", extra="scale")
+    workers = min(config.workers or available_cores(), len(waiting))
+    started = not ray.is_initialized()
+    if started:
+        # On its own machine Ray needs room for the reading tasks beside the workers.
+        cores = {} if config.address is not None else {"num_cpus": workers + 2, "include_dashboard": False}
+        ray.init(address=config.address, log_to_driver=False, configure_logging=False, **cores)
+    try:
+        context = data.DataContext.get_current()
+        context.enable_progress_bars = False
+        chunks = data.from_items([{"chunk": number} for number in waiting], override_num_blocks=len(waiting))
+        scored = chunks.map_batches(
+            ChunkScorer,
+            batch_size=1,
+            compute=data.ActorPoolStrategy(size=workers),
+            num_cpus=1,
+            fn_constructor_kwargs={
+                "folder": str(parts.resolve()),
+                "model": None if config.model is None else str(Path(config.model).resolve()),
+                "backend": scorer.backend.name,
+                "threads": config.threads or 1,
+                "version": scorer.version,
+            },
+        )
+        with _counter(config.progress, total) as count:
+            for row in scored.iter_rows():
+                count(int(row["rows"]))
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _part(number: int) -> str:
+    return f"part-{number:06d}.jsonl"
+
+
+def _chunk(number: int) -> str:
+    return f"chunk-{number:06d}.jsonl"
+
+
+def _columns(table: Table, keep: Sequence[str]) -> dict[str, list[Any]]:
+    """What is written of a table besides the scores; the same names in every part."""
+    kept: dict[str, list[Any]] = {name: table.texts(name) for name in keep if table.has(name)}
+    texts: dict[str, list[Any]] = {name: [text or "" for text in table.texts(name)] for name in ("query", "title")}
+    return {**texts, **{name: values for name, values in kept.items() if name not in texts}}
+
+
+def _scored(columns: Mapping[str, list[Any]], scorer: Scorer) -> str:
     """The lines of a part file: texts, what is kept of the other columns, and the score."""
-    queries, titles = ([text or "" for text in table.texts(name)] for name in ("query", "title"))
-    scores = scorer.score_pairs([Pair(*texts) for texts in zip(queries, titles, strict=True)]).tolist()
-    kept = {name: table.texts(name) for name in keep if table.has(name)}  # the same names in every part
-    columns = {**kept, "query": queries, "title": titles, "score": scores}
-    names = dict.fromkeys(["query", "title", *columns])
-    rows = zip(*(columns[name] for name in names), strict=True)
-    return "".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows)
+    pairs = [Pair(*texts) for texts in zip(columns["query"], columns["title"], strict=True)]
+    return "".join(_lines({**columns, "score": scorer.score_pairs(pairs).tolist()}))
+
+
+def _lines(columns: Mapping[str, list[Any]]) -> Iterator[str]:
+    for row in zip(*columns.values(), strict=True):
+        yield json.dumps(dict(zip(columns, row, strict=True))) + "\n"
 
 
 def _open_parts(out: Path, source: Path, scorer: Scorer, config: BulkConfig) -> Path:
@@ -115,6 +222,8 @@ def _open_parts(out: Path, source: Path, scorer: Scorer, config: BulkConfig) -> 
         "chunk": config.chunk,
     }
     if (folder / _PLAN).is_file() and config.resume and read_json(folder / _PLAN) == wanted:
+        for chunk in folder.glob("chunk-*.jsonl"):  # of a run on Ray that was killed
+            chunk.unlink()
         return folder
     if folder.exists():
         if not (folder / _PLAN).is_file() and any(folder.iterdir()):
@@ -190,16 +299,24 @@ def _flush(file: IO[str]) -> None:
     os.fsync(file.fileno())
 
 
-def _shown(tables: Iterator[Table], config: BulkConfig) -> Iterator[Table]:
-    if not config.progress:
-        yield from tables
+def _shown(tables: Iterator[Table], progress: bool) -> Iterator[Table]:
+    """The tables; what is through counts."""
+    with _counter(progress, None) as count:
+        for table in tables:
+            yield table
+            count(len(table))
+
+
+@contextmanager
+def _counter(progress: bool, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A function that counts scored pairs, on stderr where that is wanted."""
+    if not progress:
+        yield lambda rows: None
         return
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("scoring"), MofNCompleteColumn(), TextColumn("pairs"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("scoring", total=None)
-        for table in tables:
-            yield table
-            bar.advance(task, len(table))
+        task = bar.add_task("scoring", total=total)
+        yield lambda rows: bar.advance(task, rows)

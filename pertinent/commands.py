@@ -24,6 +24,7 @@ from pertinent.records import Item, PairScorer, Scored
 
 if TYPE_CHECKING:
     from pertinent.bench import Bench, BenchConfig
+    from pertinent.bulk import BulkResult
     from pertinent.data.weak import WeakTable
     from pertinent.doctor import Health
     from pertinent.engine.export import ExportConfig
@@ -301,6 +302,14 @@ def show_bench(result: Bench, config: BenchConfig) -> None:
     rows = [
         [r.name, str(r.candidates), f"{r.p50_ms:.1f}", f"{r.p99_ms:.1f}", f"{r.rss_mb:.0f}", f"{r.cold_s:.2f}"]
         for r in result.rows
+def show_bulk(result: BulkResult, config: Config) -> None:
+    """Print how many pairs were scored, and how fast."""
+    told = result.plain()
+    earlier = f", {result.resumed} of them by an earlier run" if result.resumed else ""
+    print_lines([f"{result.rows} pairs{earlier}, in {result.path}"])
+    print_lines([f"{result.seconds:.1f} s, {told['pairs_per_second']:.0f} pairs a second"])
+
+
     ]
     print_table(["name", "candidates", "p50 ms", "p99 ms", "memory MB", "cold start s"], rows)
     print_lines([f"machine: {result.machine}; titles: {result.titles}"])

@@ -33,6 +33,7 @@ SETTINGS_PAGES = {
     "review read": "compare.md",
     "export": "engine.md",
     "index": "engine.md",
+    "bulk": "engine.md",
     "cache": "caches.md",
     "bench": "engine.md",
     "serve": "server.md",

@@ -1,0 +1,27 @@
+"""Scoring holds no memory of what it scored; the same measurement finds a leak that was put there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pertinent.artifact import Artifact
+
+SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "bulk_memory.py"
+
+
+def bytes_a_pair(model: Path, leak: int) -> float:
+    argv = [sys.executable, str(SCRIPT), "--model", str(model), "--pairs", "60000", "--leak", str(leak)]
+    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return float(json.loads(done.stdout)["bytes_per_pair"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("leak", "least", "most"), [(0, -100, 100), (512, 400, 700)], ids=["as it is", "with a leak"])
+def test_memory_by_scored_pair(tiny_artifact: Artifact, leak: int, least: float, most: float) -> None:
+    assert least < bytes_a_pair(tiny_artifact.path, leak) < most
