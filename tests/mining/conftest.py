@@ -14,6 +14,14 @@ import pytest
 
 from pertinent.mining.engines import DuckDBEngine, SparkEngine, open_engine, read_parquet, write_parquet
 
+# Compiling and replanning each step takes most of the time on tables of a few rows.
+SMALL_TABLES = {
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+    "spark.sql.adaptive.enabled": "false",
+    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+}
+
 
 @pytest.fixture(scope="session")
 def duckdb_engine(tmp_path_factory) -> Iterator[object]:
@@ -26,7 +34,7 @@ def spark_engine(tmp_path_factory) -> Iterator[object]:
     pytest.importorskip("pyspark", reason="PySpark is not installed")
     if shutil.which("java") is None:
         pytest.skip("Spark needs a Java runtime")
-    config = SparkEngine(memory="1g", partitions=2)
+    config = SparkEngine(master="local[1]", memory="1g", partitions=1, options=SMALL_TABLES)
     with open_engine(config, tmp_path_factory.mktemp("spark")) as connection:
         yield connection
 

@@ -47,7 +47,13 @@ SPARK = {
     "type": "spark",
     "memory": "1g",
     "partitions": 1,
-    "options": {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"},
+    "master": "local[1]",
+    "options": {
+        "spark.sql.codegen.wholeStage": "false",
+        "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+        "spark.sql.adaptive.enabled": "false",
+        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+    },
 }
 
 Rows = list[dict[str, Any]]
