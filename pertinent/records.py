@@ -119,6 +119,22 @@ class TokenRows:
         classes = None if self.term_classes is None else self.term_classes[source]
         return TokenRows(self.ids[source], offsets, self.truncated[rows], classes)
 
+    def cut(self, most: int) -> TokenRows:
+        """The rows with at most so many tokens each; those that were longer are marked as truncated.
+
+        >>> rows = TokenRows(np.array([5, 6, 7], np.int32), np.array([0, 1, 3]), np.array([False, False]))
+        >>> shorter = rows.cut(1)
+        >>> shorter.ids.tolist(), shorter.truncated.tolist()
+        ([5, 6], [False, True])
+        """
+        longer = self.lengths > most
+        if not longer.any():
+            return self
+        kept = np.arange(len(self.ids)) - np.repeat(self.offsets[:-1], self.lengths) < most
+        offsets = np.concatenate([[0], np.cumsum(np.minimum(self.lengths, most))]).astype(np.int64)
+        classes = None if self.term_classes is None else self.term_classes[kept]
+        return TokenRows(self.ids[kept], offsets, self.truncated | longer, classes)
+
     @staticmethod
     def joined(parts: Sequence[TokenRows]) -> TokenRows:
         """All rows of the parts, one part after the other; without classes a token has class 0."""

@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -371,7 +371,7 @@ class App:
             check_request(request, self.limits)
             served = self.models.get(request.model)
             self._say(exchange, served, len(request.documents), request.query)
-            work = _work(request)
+            work = _work(request, served)
             deadline = exchange.started + self.config.queue.deadline_ms / 1000
             result = await self._unless_gone(
                 exchange, self._scored(served, work, exchange.key, deadline, partial=False)
@@ -552,12 +552,17 @@ def package_version() -> str:
         return "0"
 
 
-def _work(request: Request) -> Work:
+def _work(request: Request, served: Served) -> Work:
+    most = request.max_tokens
+    if most is not None and most >= served.scorer.pairs.config.item_length - 1:
+        most = None  # the model reads no more than that anyway
     if request.queries is None:
-        return Work.of_texts(request.query, request.documents)
-    places: dict[str, int] = {}
-    rows = np.array([places.setdefault(query, len(places)) for query in request.queries], dtype=np.int64)
-    return Work(list(places), rows, titles=request.documents)
+        work = Work.of_texts(request.query, request.documents)
+    else:
+        places: dict[str, int] = {}
+        rows = np.array([places.setdefault(query, len(places)) for query in request.queries], dtype=np.int64)
+        work = Work(list(places), rows, titles=request.documents)
+    return replace(work, max_tokens=most, priority=request.priority)
 
 
 def _headers(

@@ -25,9 +25,9 @@ class RerankBody(msgspec.Struct):
     top_n: Number | None = None
     return_documents: bool | None = None
     rank_fields: list[str] | None = None
-    max_tokens_per_doc: Any = None
+    max_tokens_per_doc: Number | None = None
     max_chunks_per_doc: Any = None
-    priority: Any = None
+    priority: Number | None = None
     relevant_spans: Any = None
     instruction: Any = None
     overlap_tokens: Any = None
@@ -123,7 +123,7 @@ class ScoreBody(msgspec.Struct):
     data_1: Texts | None = None
     data_2: Texts | None = None
     use_activation: bool | None = None
-    priority: Any = None
+    priority: Number | None = None
     request_id: str | None = None
     truncate_prompt_tokens: Any = None
 

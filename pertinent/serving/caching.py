@@ -78,7 +78,7 @@ async def score(
     partial: bool = False,
 ) -> Result:
     """As ``ScoringQueue.score``, but pairs that a cache has are not computed; ``Result.cached`` tells which."""
-    if caches is None or not len(work):
+    if caches is None or not len(work) or work.max_tokens is not None:  # a shorter text has another score
         return await scoring.score(work, served.scorer, key, deadline, partial)
     started = time.monotonic()
     queries, items, found, cut = await asyncio.to_thread(_look_up, caches, served, work)

@@ -50,14 +50,9 @@ from pertinent.serving.reading import Document, blank_rows, one_text, read, requ
 # --- what comes -------------------------------------------------------------------------------
 
 
-_RERANK_UNUSED = (
-    "max_tokens_per_doc",
-    "max_chunks_per_doc",
-    "priority",
-    "relevant_spans",
-    "instruction",
-    "overlap_tokens",
-)
+_RERANK_UNUSED = ("max_chunks_per_doc", "relevant_spans", "instruction", "overlap_tokens")
+# Priorities of vLLM may be negative.
+_LEAST_PRIORITY = -(2**31)
 _ACTIVATION = ("use_activation", "activation", "softmax")
 _VLLM_UNUSED = ("max_tokens_per_query", "truncate_prompt_tokens", "truncation_side")
 
@@ -113,6 +108,9 @@ def _rerank(dialect: str, given: RerankBody, repaired: int, least_top: int) -> R
         return_documents=bool(given.return_documents),
         raw_documents=_raw(given.documents, given.return_documents),
         unused=_given(given, _RERANK_UNUSED),
+        # 0 switches it off, as in vLLM.
+        max_tokens=whole(given.max_tokens_per_doc, "max_tokens_per_doc", 0) or None,
+        priority=whole(given.priority, "priority", _LEAST_PRIORITY) or 0,
     )
 
 
@@ -258,7 +256,8 @@ def _parse_score(body: bytes, path: str) -> Request:
         request_id=given.request_id,
         bad=blank_rows(documents),
         repaired=repaired,
-        unused=_given(given, ("priority", "truncate_prompt_tokens")),
+        unused=_given(given, ("truncate_prompt_tokens",)),
+        priority=whole(given.priority, "priority", _LEAST_PRIORITY) or 0,
     )
 
 

@@ -18,7 +18,8 @@ class Request(msgspec.Struct, kw_only=True):
     ``query`` goes with every document, unless ``queries`` has one query for each of them. ``top``
     is how many results are wanted, None all of them. ``bad`` lists documents that are null or
     blank: they get the lowest score of the answer. ``unused`` names the settings that the client
-    gave and that nothing here acts on.
+    gave and that nothing here acts on. Of each document at most ``max_tokens`` tokens are read; of the
+    requests of one client, lower priorities go first.
     """
 
     dialect: str
@@ -35,6 +36,8 @@ class Request(msgspec.Struct, kw_only=True):
     bad: list[int] = []
     repaired: int = 0  # lone surrogate escapes that became U+FFFD
     unused: list[str] = []
+    max_tokens: int | None = None
+    priority: int = 0
     extra: dict[str, Any] = {}
 
     def pairs(self) -> list[tuple[str, str]]:

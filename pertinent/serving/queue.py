@@ -1,9 +1,11 @@
 """One queue over the scoring threads: token-bounded batches, filled fairly from all requests.
 
 A request becomes a ``Job``. Its texts are tokenized a chunk at a time and its pairs are computed a batch
-at a time, and after each of these units a thread takes the next one from the job that has had least so
-far, so a request of 10 documents does not wait for one of 10,000. Batches of different jobs are
-computed together where that is cheaper. In float32 a score does not depend on its batch mates.
+at a time, and after each of these units a thread takes the next one: of the key that has had least so
+far, the job that is due first. A job is due after some times what it would take alone, so a request of 10
+documents does not wait for one of 10,000, none waits for ever, and of equal ones the first is done first:
+under overload that is what keeps those that were taken on within their deadlines. Batches of different
+jobs are computed together where that is cheaper. In float32 a score does not depend on its batch mates.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,13 +32,20 @@ from pertinent.records import TokenRows
 _log = logging.getLogger(__name__)
 
 Rows = NDArray[np.int64]
-# Texts tokenized in one go: some 20 ms of one thread, the longest that another request waits for it.
-TEXT_CHUNK = 512
+# Texts tokenized in one go: some 5 ms of one thread, the longest that another request waits for it.
+TEXT_CHUNK = 128
 # Indexed items are only looked up, and lengths are grouped best over many.
 INDEX_CHUNK = 4_096
 # A text costs about as much to tokenize as two of its tokens cost to score.
 _TOKENIZE_COST = 2
 _FADING = 0.98  # a batch
+# A job is due after so many times what it would take alone.
+_STRETCH = 4.0
+_GUESS = 0.001  # seconds a pair
+# Requests of at most so many texts are tokenized before a batch begins that has room for them.
+_FILLING = 16
+# The part of the time until a deadline that may be planned: estimates err, and work that comes late is lost.
+_PLANNED = 0.75
 
 
 class QueueConfig(Config):
@@ -74,13 +83,18 @@ class Closed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Pairs to score: pair i is ``queries[query_rows[i]]`` with ``titles[i]`` or with row ``rows[i]`` of ``items``."""
+    """Pairs to score: pair i is ``queries[query_rows[i]]`` with ``titles[i]`` or with row ``rows[i]`` of ``items``.
+
+    Of each title at most ``max_tokens`` tokens are read. Of the work of one key, lower priorities go first.
+    """
 
     queries: Sequence[str]
     query_rows: Rows
     titles: Sequence[str] | None = None
     items: TokenRows | None = None
     rows: Rows | None = None
+    max_tokens: int | None = None
+    priority: int = 0
 
     def __len__(self) -> int:
         return len(self.query_rows)
@@ -89,7 +103,7 @@ class Work:
         """The work of some of the pairs only."""
         titles = None if self.titles is None else [self.titles[place] for place in pairs]
         rows = None if self.rows is None else self.rows[pairs]
-        return Work(self.queries, self.query_rows[pairs], titles, self.items, rows)
+        return replace(self, query_rows=self.query_rows[pairs], titles=titles, rows=rows)
 
     @classmethod
     def of_texts(cls, query: str, titles: Sequence[str]) -> Work:
@@ -160,7 +174,7 @@ class Job:
     logits: NDArray[np.float32]
     scored: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
-    served: float = 0.0  # tokens, against those of the others
+    due: float = 0.0  # when it should be done, by the size of it
     left: int = 0
     tokens: int = 0
     queries: TokenRows | None = None
@@ -225,7 +239,12 @@ class ScoringQueue:
             thread.start()
 
     async def score(
-        self, work: Work, scorer: Scorer, key: str = "", deadline: float | None = None, partial: bool = False
+        self,
+        work: Work,
+        scorer: Scorer,
+        key: str = "",
+        deadline: float | None = None,
+        partial: bool = False,
     ) -> Result:
         """The logits of all pairs. ``deadline`` is a time of ``time.monotonic``.
 
@@ -264,7 +283,7 @@ class ScoringQueue:
     def estimate(self, pairs: int) -> float:
         """Seconds that a new job of so many pairs would spend behind the others; 0 before anything is known."""
         with self._ready:
-            return self._ahead(pairs)
+            return self._ahead(pairs, "", 0, self._due(pairs, time.monotonic()))
 
     @property
     def waiting(self) -> tuple[int, int, float]:
@@ -316,16 +335,15 @@ class ScoringQueue:
             left=size,
         )
         with self._ready:
+            job.due = self._due(size, job.submitted)
             if self._closed:
                 raise Closed("the server is shutting down")
             if size == 0:
                 job.over = True
                 done(job)
                 return job
-            self._admit(size, key, None if deadline is None or partial else deadline - job.submitted)
-            mine = [other for other in self._jobs if other.key == key]
-            job.served = min((other.served for other in mine), default=0.0)
-            if not mine:
+            self._admit(job, None if deadline is None or partial else deadline - job.submitted)
+            if not any(other.key == key for other in self._jobs):
                 # A key that comes back starts level with the others: it neither saved up nor owes anything.
                 active = {other.key for other in self._jobs}
                 self._served[key] = min((self._served[other] for other in active), default=0.0)
@@ -335,34 +353,44 @@ class ScoringQueue:
             self._ready.notify_all()
         return job
 
-    def _admit(self, size: int, key: str, time_left: float | None) -> None:
+    def _admit(self, job: Job, time_left: float | None) -> None:
         if not self._jobs:
             return
-        config = self.config
+        config, work, size, key = self.config, job.work, len(job.work), job.key
         whole = self._seconds(self._pairs)
         retry = min(max(whole, 1.0), 60.0)
         if len(self._jobs) >= config.max_requests:
             raise Refused("requests", f"{len(self._jobs)} requests wait already; come again later", retry)
         if self._pairs + size > config.max_pairs:
             raise Refused("pairs", f"{self._pairs} pairs wait already; come again later", retry)
-        ahead = self._ahead(size)
+        ahead = self._ahead(size, key, work.priority, job.due)
         if ahead > config.max_wait_ms / 1000:
             raise Refused("wait", f"the wait would be some {ahead:.1f} s; come again later", retry)
         needed = ahead + self._seconds(size)
-        if time_left is not None and ahead > 0 and needed > time_left:
+        if time_left is not None and needed > _PLANNED * time_left:
             raise Refused("deadline", f"the answer would take some {needed:.1f} s; come again later", retry)
-        mine = [job for job in self._jobs if job.key == key]
+        mine = [other for other in self._jobs if other.key == key]
         if len(mine) == len(self._jobs) or not mine:
             return  # nobody else to share with
         if (
             len(mine) + 1 > config.key_share * config.max_requests
-            or sum(job.left for job in mine) + size > config.key_share * config.max_pairs
+            or sum(other.left for other in mine) + size > config.key_share * config.max_pairs
         ):
             raise Refused("key", "this API key has its share of the queue; come again later", retry)
 
-    def _ahead(self, size: int) -> float:
-        # The threads turn from job to job, so each one takes at most as much as the new one while that is there.
-        return self._seconds(sum(min(job.left, size) for job in self._jobs))
+    def _due(self, size: int, now: float) -> float:
+        # Before anything is known any guess does: it only has to tell small from large.
+        return now + _STRETCH * (self._seconds(size) or size * _GUESS)
+
+    def _ahead(self, size: int, key: str, priority: int, due: float) -> float:
+        """Seconds of what goes before: of the same key what is due before, of others as much as of this one."""
+        pairs = 0
+        for job in self._jobs:
+            if job.key != key:
+                pairs += min(job.left, size)
+            elif (job.work.priority, job.due) <= (priority, due):
+                pairs += job.left
+        return self._seconds(pairs)
 
     def _seconds(self, pairs: int) -> float:
         """What so many pairs take all threads together; 0 before any were computed."""
@@ -402,7 +430,7 @@ class ScoringQueue:
                     unit = self._take()
                 if self._closed or unit is None:
                     return
-                self._beats[number] = time.monotonic()
+                self._beats[number] = began = time.monotonic()
             try:
                 if isinstance(unit, _Prepare):
                     self._prepare(unit)
@@ -413,22 +441,43 @@ class ScoringQueue:
                 with self._ready:
                     for job in jobs.values():
                         self._finish(job, error)
+            with self._ready:
+                # All that a unit costs this thread, waiting for the others included: that is what the next one costs.
+                self._spent = (self._spent[0] + time.monotonic() - began, self._spent[1])
 
     def _take(self) -> _Prepare | list[tuple[Job, _Piece]] | None:
-        """The next unit, of the job that has had least of the key that has had least. Under the lock."""
+        """The next unit, of the job that is due first of the key that has had least. Under the lock."""
         jobs = [job for job in self._jobs if job.has_unit()]
-        jobs.sort(key=lambda job: (self._served[job.key], job.served, job.left))
+        jobs.sort(key=lambda job: (self._served[job.key], job.work.priority, job.due))
         for job in jobs:
             if not job.pieces:
-                start = job.next_start
-                job.next_start = min(start + job.chunk, len(job.work))
-                if job.started is None:
-                    job.started = time.monotonic()
-                if job.work.titles is not None:
-                    self._charge(job, (job.next_start - start) * _TOKENIZE_COST)
-                return _Prepare(job, start)
+                return self._next_chunk(job)
             if self._running.get(id(job.scorer.backend), 0) < job.scorer.backend.workers:
-                return self._fill(job, jobs)
+                mate = self._mate(job, jobs)
+                return self._fill(job, jobs) if mate is None else self._next_chunk(mate)
+        return None
+
+    def _next_chunk(self, job: Job) -> _Prepare:
+        start = job.next_start
+        job.next_start = min(start + job.chunk, len(job.work))
+        if job.started is None:
+            job.started = time.monotonic()
+        if job.work.titles is not None:
+            self._charge(job, (job.next_start - start) * _TOKENIZE_COST)
+        return _Prepare(job, start)
+
+    def _mate(self, first: Job, jobs: list[Job]) -> Job | None:
+        """A small job not begun yet, whose pairs would fit into the batch that ``first`` begins."""
+        filled = 0
+        for job in jobs:
+            if job.scorer is not first.scorer:
+                continue
+            if job.pieces:
+                filled += job.pieces[0].padded
+            elif job.next_start == 0 and len(job.work) <= _FILLING:
+                return job
+            if 2 * filled >= self.config.batch_tokens:
+                return None
         return None
 
     def _fill(self, first: Job, jobs: list[Job]) -> list[tuple[Job, _Piece]]:
@@ -452,7 +501,6 @@ class ScoringQueue:
         return batch
 
     def _charge(self, job: Job, tokens: int) -> None:
-        job.served += tokens
         self._served[job.key] += tokens
 
     def _prepare(self, unit: _Prepare) -> None:
@@ -462,6 +510,8 @@ class ScoringQueue:
         queries = job.queries if job.queries is not None else job.scorer.pairs.encode_queries(job.work.queries)
         if job.work.titles is not None:
             items = job.scorer.pairs.encode_items(job.work.titles[start:stop])
+            if job.work.max_tokens is not None:
+                items = items.cut(job.work.max_tokens)
         else:
             assert job.work.items is not None and job.work.rows is not None
             items = job.work.items.take(job.work.rows[start:stop])
@@ -543,7 +593,7 @@ class ScoringQueue:
                     if job.left == 0:
                         self._finish(job, None)
                 place += count
-            self._spent = (self._spent[0] * _FADING + seconds, self._spent[1] * _FADING + size)
+            self._spent = (self._spent[0] * _FADING, self._spent[1] * _FADING + size)
         if self._observer is not None:
             width = max(p.query_width for _, p in batch) + max(p.item_width for _, p in batch)
             self._observer.batch(size, sum(p.tokens for _, p in batch), size * width, len(batch))

@@ -321,3 +321,14 @@ def test_the_page_shows_scores_in_a_real_browser(server: Any, tmp_path: Path) ->
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert 'data-done="4"' in done.stdout, done.stderr[-2_000:]
     assert "at or above the threshold" in done.stdout and "Serving tiny" in done.stdout
+
+
+def test_a_limit_of_tokens_scores_as_the_shorter_text_and_counts_it(server: Any) -> None:
+    long = {"query": "usb", "documents": ["usb cable tea pot green", "tea"], "max_tokens_per_doc": 2}
+    short = {"query": "usb", "documents": ["usb cable", "tea"]}
+    reply, expected = server.post("/v2/rerank", long), server.post("/v2/rerank", short)
+    assert reply.headers["x-truncated"] == "1" and expected.headers["x-truncated"] == "0"
+    for one, other in zip(reply.json()["results"], expected.json()["results"], strict=True):
+        assert one["index"] == other["index"] and abs(one["relevance_score"] - other["relevance_score"]) < 1e-5
+    unbounded = server.post("/v2/rerank", {**long, "max_tokens_per_doc": 4096})
+    assert unbounded.headers["x-truncated"] == "0"

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -281,3 +282,57 @@ def test_closing_fails_what_waits_and_refuses_what_comes(speed_scorer: Any, make
             await queue.score(Work.of_texts("usb", many(1)), scorer)
 
     asyncio.run(run())
+
+
+def test_of_equal_requests_the_first_is_done_first_and_a_priority_changes_that(speed_scorer: Any, make: Make) -> None:
+    scorer, queue = speed_scorer(seconds=1e-6, workers=1), make(threads=1)
+    order: list[str] = []
+
+    async def one(name: str, priority: int) -> None:
+        await queue.score(replace(Work.of_texts("usb", many(300)), priority=priority), scorer)
+        order.append(name)
+
+    async def run() -> None:
+        scorer.backend.hold.clear()
+        tasks = [asyncio.create_task(one("first", 5))]
+        await eventually(lambda: queue.waiting[0] == 1)
+        for number, name in enumerate(("second", "third", "fourth")):
+            tasks.append(asyncio.create_task(one(name, 5)))
+            await eventually(lambda number=number: queue.waiting[0] == 2 + number)
+        tasks.append(asyncio.create_task(one("urgent", 0)))
+        await eventually(lambda: queue.waiting[0] == 5)
+        scorer.backend.hold.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(run())
+    assert order == ["urgent", "first", "second", "third", "fourth"]
+
+
+def test_three_times_what_can_be_done_is_refused_rather_than_late(speed_scorer: Any, make: Make) -> None:
+    scorer, queue = speed_scorer(seconds=2e-5, workers=1), make(threads=1)
+    work = Work.of_texts("usb", many(40))
+
+    async def one() -> str:
+        try:
+            await queue.score(work, scorer, deadline=soon(1.0))
+        except Refused:
+            return "refused"
+        except DeadlinePassed:
+            return "late"
+        return "done"
+
+    async def run() -> tuple[float, list[str]]:
+        await queue.score(work, scorer)
+        before = time.perf_counter()
+        for _ in range(5):
+            await queue.score(work, scorer)
+        alone = (time.perf_counter() - before) / 5
+        tasks = []
+        for _ in range(round(3 * 2.0 / alone)):
+            tasks.append(asyncio.create_task(one()))
+            await asyncio.sleep(alone / 3)
+        return 2.0 / alone, list(await asyncio.gather(*tasks))
+
+    possible, outcomes = asyncio.run(run())
+    assert outcomes.count("refused") > 0 and outcomes.count("done") > possible / 2
+    assert outcomes.count("late") < outcomes.count("done") / 4

@@ -261,10 +261,9 @@ def test_settings_that_nothing_acts_on_are_listed() -> None:
         "max_chunks_per_doc": 10,
         "relevant_spans": {"mode": "enabled"},
         "instruction": None,
-        "max_tokens_per_doc": 64,
     }
     request = parsed("cohere", body_of("cohere", **more))
-    assert request.unused == ["max_tokens_per_doc", "max_chunks_per_doc", "relevant_spans"]
+    assert request.unused == ["max_chunks_per_doc", "relevant_spans"]
     assert parsed("union", body_of("union", truncation_side="left", softmax=False)).unused == [
         "truncation_side",
         "softmax",
@@ -273,6 +272,17 @@ def test_settings_that_nothing_acts_on_are_listed() -> None:
     assert parsed("tei", body_of("tei", truncation_direction="Right")).unused == []
     assert parsed("mixedbread", body_of("mixedbread", rewrite_query=True)).unused == ["rewrite_query"]
     assert parsed("vllm-score", body_of("vllm-score", truncate_prompt_tokens=-1)).unused == ["truncate_prompt_tokens"]
+
+
+def test_priority_and_the_limit_of_tokens_are_acted_on() -> None:
+    request = parsed("cohere", body_of("cohere", priority=3, max_tokens_per_doc=64.0))
+    assert (request.priority, request.max_tokens, request.unused) == (3, 64, [])
+    nothing = parsed("cohere", body_of("cohere", priority=None, max_tokens_per_doc=None))
+    assert (nothing.priority, nothing.max_tokens) == (0, None)
+    assert parsed("vllm", body_of("vllm", priority=-2, max_tokens_per_doc=0)).max_tokens is None
+    assert parsed("vllm-score", body_of("vllm-score", priority=-2)).priority == -2
+    for wrong in ({"priority": "first"}, {"priority": 1.5}, {"max_tokens_per_doc": -1}, {"max_tokens_per_doc": True}):
+        assert refused("/v2/rerank", body_of("cohere", **wrong)).status == 422
 
 
 @pytest.mark.parametrize(

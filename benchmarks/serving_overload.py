@@ -1,0 +1,132 @@
+"""Goodput of the server at 0.5, 1, 2 and 5 times its capacity, and small requests beside large ones.
+
+    python benchmarks/serving_overload.py
+
+Two scorers: one of set speed (asleep while it "computes", so the figures are of the queue and not of the
+machine), and the shipped model. Capacity is what eight connections that never pause get. Requests beyond it
+arrive at random times (open loop); latency runs from when a request was due. Writes serving_overload.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from typing import Any
+
+import numpy as np
+from serving_process import Server, machine, serving, set_speed, write
+
+from pertinent.load.client import Target
+from pertinent.load.plan import LoadConfig, check, choose, make_calls, timetable
+from pertinent.load.results import Outcomes, group_of, percentiles
+from pertinent.load.run import drive
+
+DEADLINE_MS = 1_000
+DOCUMENTS = 100
+SMALL, LARGE = 10, 5_000
+
+
+def capacity(target: Target, calls: Any, requests: int, connections: int = 8) -> float:
+    """Answers a second of so many connections that never pause."""
+    times = np.zeros(requests)
+    choices = np.arange(requests) % len(calls)
+    asyncio.run(drive(target, calls, times[: 4 * connections], choices[: 4 * connections], connections, 60))
+    before = time.perf_counter()
+    outcomes = asyncio.run(drive(target, calls, times, choices, connections, 60))
+    return int(outcomes.answered.sum()) / (time.perf_counter() - before)
+
+
+def at_rate(target: Target, config: LoadConfig, calls: Any, rate: float, seconds: float) -> Outcomes:
+    """What becomes of requests at a rate, after two seconds that are not counted."""
+    times = timetable(rate, seconds + 2, "random", seed=3)
+    choices = choose(calls, config.mix, len(times), seed=3)
+    outcomes = asyncio.run(drive(target, calls, times, choices, 2_000, 30))
+    return outcomes.rows(outcomes.planned >= 2)
+
+
+def overload(server: Server, seconds: float, requests: int) -> dict[str, Any]:
+    """Goodput, latency and refusals at several rates."""
+    config = LoadConfig(url=server.url, mix={DOCUMENTS: 1.0})
+    target = check(config)
+    calls = make_calls(config, target)
+    most = capacity(target, calls, requests)
+    rows = []
+    for times in (0.5, 1.0, 2.0, 5.0):
+        outcomes = at_rate(target, config, calls, times * most, seconds)
+        group = group_of(None, outcomes, DEADLINE_MS)
+        rows.append(
+            {
+                "times_capacity": times,
+                "sent": group.sent,
+                "answered": group.answered,
+                "refused": group.refused,
+                "failed": group.failed,
+                "goodput_share": round(group.good / seconds / most, 3),
+                "answered_ms": {**group.percentiles_ms, "max": group.max_ms},
+                "refused_ms": {k: round(v, 2) for k, v in refusals(outcomes).items()},
+                "sent_late_p99_ms": round(percentiles(1_000 * outcomes.lag).get("p99", 0.0), 1),
+            }
+        )
+        print(json.dumps(rows[-1]), flush=True)
+    again = capacity(target, calls, requests)
+    return {"capacity": round(most, 2), "capacity_again": round(again, 2), "deadline_ms": DEADLINE_MS, "rates": rows}
+
+
+def refusals(outcomes: Outcomes) -> dict[str, float]:
+    """Milliseconds from sending to 429."""
+    return percentiles(1_000 * (outcomes.latency - outcomes.lag)[outcomes.refused])
+
+
+def beside(server: Server, seconds: float, large: float) -> dict[str, Any]:
+    """Small requests alone, and beside large ones that take ``large`` of the capacity."""
+    config = LoadConfig(url=server.url, mix={SMALL: 1.0, LARGE: 1.0})
+    target = check(config)
+    calls = make_calls(config, target)
+    small = [call for call in calls if call.group == SMALL]
+    big = [call for call in calls if call.group == LARGE]
+    rate_of_large = large * capacity(target, big, 16, connections=2)
+    rate = 20.0
+    alone = LoadConfig(url=server.url, mix={SMALL: 1.0})
+    idle = at_rate(target, alone, small, rate, seconds)
+    both = LoadConfig(url=server.url, mix={SMALL: rate, LARGE: rate_of_large})
+    mixed = at_rate(target, both, calls, rate + rate_of_large, seconds)
+    found = {
+        "small_alone_ms": group_of(SMALL, idle, None).percentiles_ms,
+        "small_beside_ms": group_of(SMALL, mixed.rows(mixed.group == SMALL), None).percentiles_ms,
+        "large_ms": group_of(LARGE, mixed.rows(mixed.group == LARGE), None).percentiles_ms,
+        "large_a_second": round(rate_of_large, 2),
+        "small_a_second": rate,
+        "large_share_of_capacity": large,
+    }
+    found["p99_ratio"] = round(found["small_beside_ms"]["p99"] / found["small_alone_ms"]["p99"], 2)
+    print(json.dumps(found), flush=True)
+    return found
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=12.0, help="for each rate")
+    parser.add_argument("--only", choices=["set-speed", "shipped"])
+    given = parser.parse_args()
+    flags = ["--set", f"queue.deadline_ms={DEADLINE_MS}"]
+    result: dict[str, Any] = {"command": "python benchmarks/serving_overload.py", "machine": machine()}
+    if given.only != "shipped":
+        # 100 documents of some 40 tokens take 40 ms of one of two threads.
+        with set_speed(1e-5, 2, *flags) as server:
+            result["set_speed"] = {"overload": overload(server, given.seconds, 300)}
+        with set_speed(1e-5, 2) as server:
+            result["set_speed"]["small_beside_large"] = [beside(server, given.seconds, part) for part in (0.5, 0.9)]
+    if given.only != "set-speed":
+        with serving(*flags) as server:
+            result["shipped"] = {"overload": overload(server, given.seconds, 60)}
+        with serving() as server:
+            result["shipped"]["small_beside_large"] = [beside(server, given.seconds, part) for part in (0.5, 0.9)]
+    result["machine_after"] = machine()
+    print(write(__file__, result))
+
+
+if __name__ == "__main__":
+    main()
