@@ -407,7 +407,7 @@ def _write_model(
         licenses=config.licenses,
         left_out=learned.left_out,
         positive_grade=data.positive_grade,
-        objective=[loss.plain() for loss in config.objective],
+        objective=[each.plain() for each in (*config.objective, config.adversarial) if each is not None],
         settings=_card_settings(config, result),
         steps=f"{result.steps:,} steps, {stop}; weights of step {result.best_step:,}",
         evaluations=evaluations,
@@ -448,8 +448,7 @@ _CARD_SETTINGS = (
 def _card_settings(config: TrainConfig, result: FitResult) -> dict[str, Any]:
     settings = {name: getattr(config, name) for name in _CARD_SETTINGS}
     if config.adversarial is not None:
-        settings["adversarial"] = config.adversarial.plain()
-        settings["inverse_temperature (in the weights)"] = round(result.inverse_temperature, 6)
+        settings["inverse temperature in the weights"] = round(result.inverse_temperature, 6)
     return settings
 
 
