@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from pertinent.errors import ConfigError
 from pertinent.objectives.adversarial import consistency, perturbation, within
 from pertinent.objectives.spec import Adversary, FreeLB, Perturbed, TwoPass
 
@@ -144,6 +145,8 @@ def _ascent(
 
 
 def _steps(loss: Tensor, states: Sequence[Tensor], epsilon: float, mask: Tensor) -> tuple[Tensor, ...]:
+    if not states:
+        raise ConfigError("adversarial: this network does not call its embeddings as a whole, so they cannot be moved")
     gradients = torch.autograd.grad(loss, list(states), retain_graph=True)
     # Blocks of another shape are those of towers; padding has no gradient there either, as nothing reads it.
     masks = [mask if block.shape[:2] == mask.shape else block.new_ones(block.shape[:2]).bool() for block in gradients]

@@ -17,6 +17,7 @@ from pertinent.evaluation.metrics import auc
 from pertinent.lexicon.pairs import PairTokenizer
 from pertinent.models.blocks import relevance_logit
 from pertinent.models.ei_src import EiSRC
+from pertinent.models.store import build_network
 from pertinent.models.towers import SBERT, SBERTConfig
 from pertinent.objectives.classification import softmax
 from pertinent.objectives.spec import AT, CAT, KL, Adversary, FreeLB, MarginMSE, RDrop, Softmax, SoftTarget
@@ -156,6 +157,29 @@ def test_towers_are_moved_too(tiny_pairs: PairTokenizer, batch: dict[str, torch.
         assert len(tap.states) == 2
     found = gradients(network, step(network, batch, spec).loss)
     assert all(value.isfinite().all() for value in found.values())
+
+
+@pytest.mark.parametrize("name", ["interactor", "repr_bert"])
+def test_other_networks_with_embeddings_are_moved(
+    tiny_pairs: PairTokenizer, batch: dict[str, torch.Tensor], name: str
+) -> None:
+    torch.manual_seed(0)
+    sizes = {**SIZES, "layers": 3}
+    network = build_network({"type": name, "vocabulary_size": tiny_pairs.vocabulary_size, **sizes}).train()
+    assert step(network, batch, CAT()).parts["consistency"] > 0
+
+
+def test_a_network_that_never_calls_its_embeddings_is_told(batch: dict[str, torch.Tensor]) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embeddings, self.classifier = nn.Embedding(200, 4), nn.Linear(4, 2)
+
+        def forward(self, token_ids: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+            return self.classifier(self.embeddings.weight[token_ids].mean(1))
+
+    with pytest.raises(ConfigError, match="does not call its embeddings"):
+        step(Own(), batch, AT())
 
 
 def test_heat_multiplies_the_logits_of_both_passes(tiny_network: EiSRC, batch: dict[str, torch.Tensor]) -> None:
