@@ -1,7 +1,9 @@
 """Sub-tokens before and after vocabulary extension on the sample catalogs, and what that costs in speed.
 
     python benchmarks/lexicon_subtokens.py --out benchmarks/lexicon_subtokens.json
+    python benchmarks/lexicon_subtokens.py --draw benchmarks/lexicon_subtokens.json --page subtokens.html
 
+The second draws what the first found: a table as ei-SRC's Table 3, and a figure.
 Words are learned from titles alone, never from queries. ``catalog``: from all titles, as a shop does.
 ``held_out``: a tenth of the titles (by MD5), and all titles of judged pairs of the splits valid and
 test, are not learned from; tokens of these are counted. Pairs are those of valid and test.
@@ -20,6 +22,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from pertinent.charts import Axis, intervals
 from pertinent.data.readers import judgments_of, read_items, read_table
 from pertinent.data.samples import JUDGED, sample_path
 from pertinent.data.splits import bucket
@@ -28,6 +31,7 @@ from pertinent.lexicon.pairs import TOKENIZER_FILE, PairConfig, PairTokenizer
 from pertinent.lexicon.run import LexiconConfig
 from pertinent.lexicon.terms import domain_words, word_counts
 from pertinent.lexicon.vocabulary import extend_tokenizer, subtoken_report
+from pertinent.page import grid, page, section, table
 from pertinent.text import normalize
 
 CATALOGS = ("esci", "icecat", "pricerunner", "fashion")
@@ -134,12 +138,48 @@ def _joins(character: str) -> bool:
     )
 
 
+def draw(report: dict[str, Any]) -> str:
+    """A page with the table and a figure of the savings on titles that were not learned from."""
+    found = [
+        (f"{name}, {per}", row)
+        for name, catalog in report["catalogs"].items()
+        for per, row in catalog["held_out"].items()
+    ]
+    catalogs = list(report["catalogs"])
+    axis = Axis(0, 35, "% of the sub-tokens", (0, 10, 20, 30))
+    nothing = float("nan")  # one catalog, no interval
+    figure = intervals(
+        "Sub-tokens saved by added words, titles not learned from",
+        "Share of sub-tokens that is gone, for a word, a title and a pair.",
+        axis,
+        [(name, (100 * row["saving"], nothing, nothing), catalogs.index(name.split(",")[0])) for name, row in found],
+    )
+    rows = [
+        [
+            name,
+            f"{row['texts']:,}",
+            *(f"{row[key]:.2f}" for key in ("words", "base", "extended")),
+            f"{row['saving']:.1%}",
+        ]
+        for name, row in found
+    ]
+    head = ["per", "texts", "words", "base WordPiece", "extended", "saved"]
+    return page("Sub-tokens", [section("Sub-tokens, held out", grid([figure]), table("Averages", head, rows))])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--draw", type=Path, help="the results of an earlier run, to draw instead of measuring")
+    parser.add_argument("--page", type=Path, help="where the page is written")
     parser.add_argument("--limit", type=int, default=LexiconConfig.model_fields["limit"].default)
     parser.add_argument("--min-count", type=int, default=LexiconConfig.model_fields["min_count"].default)
     arguments = parser.parse_args()
+    if arguments.draw is not None and arguments.page is not None:
+        arguments.page.write_text(draw(json.loads(arguments.draw.read_text(encoding="utf-8"))), encoding="utf-8")
+        return
+    if arguments.out is None:
+        parser.error("give --out, or --draw and --page")
     base = Tokenizer.from_file(str(shipped_folder() / TOKENIZER_FILE))
     catalogs = {name: read(name) for name in CATALOGS}
     catalogs["all"] = (

@@ -346,7 +346,7 @@ def _bootstrap(part: _Part, treated: NDArray[np.bool_], resamples: int, seed: in
 
 
 def _ratio(top: Floats, bottom: Floats) -> Floats:
-    return np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 0)
+    return np.asarray(np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 0))
 
 
 def _arm_names(config: CompareConfig, found: list[str]) -> tuple[str, str]:

@@ -29,7 +29,7 @@ from pertinent.evaluation.slices import SegmentBy, slicings
 from pertinent.records import Item, Judgment, Pair, PairScorer, Split, by_query
 
 if TYPE_CHECKING:
-    from pertinent.evaluation.robustness import Loss
+    from pertinent.evaluation.robust_table import Loss
 
 CUTS = (10,)
 RESAMPLES = 1000

@@ -13,7 +13,7 @@ from pertinent.evaluation.pooled import Floats
 from pertinent.evaluation.resample import Estimate, finite
 
 if TYPE_CHECKING:
-    from pertinent.evaluation.robustness import Loss
+    from pertinent.evaluation.robust_table import Loss
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,7 +136,9 @@ def make_review(config: ReviewConfig) -> Sheet:
     common = sorted(set(shown[0]) & set(shown[1]), key=lambda query: bucket(query, f"{config.seed}query"))
     if not common:
         raise ConfigError("the two systems have no query in common; there is nothing to compare")
-    rows, key, same = [], {}, 0
+    rows: list[tuple[str, ...]] = []
+    key: dict[str, str] = {}
+    same = 0
     for query in common[: config.queries]:
         for place, titles in enumerate(zip(shown[0][query], shown[1][query], strict=False)):
             if place >= config.positions:
@@ -196,7 +198,7 @@ def summarize(
     gain = np.sign(both[:, 0] - both[:, 1]).astype(np.float64)  # good is 0, so a larger control is a win
     counts = Counter(gain.tolist())
     size = len(queries)
-    by_query = np.bincount(of, gain, minlength=size) if size else np.zeros(0)
+    by_query = np.bincount(of, gain, minlength=size).astype(np.float64) if size else np.zeros(0)
     judged = np.bincount(of, minlength=size).astype(np.float64)
     drawn = list(draws(size, resamples, seed, max(1, BLOCK // max(1, size)))) if size > 1 else []
     spread = np.concatenate([(c @ by_query) / (c @ judged) for c in drawn]) if drawn else np.zeros(0)

@@ -70,6 +70,9 @@ class BERT2DNN(nn.Module):
 class BatchNorm(nn.Module):
     """Batch norm over ``[batch, width]``; a batch of one row, which has no spread, uses the running values."""
 
+    mean: Tensor
+    variance: Tensor
+
     def __init__(self, width: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))

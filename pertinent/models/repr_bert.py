@@ -73,7 +73,7 @@ class ReprBERT(nn.Module):
         states = self.embeddings(
             side.token_ids, torch.zeros_like(side.token_ids), side.position_ids, side.term_class_ids
         )
-        vectors = []
+        vectors: list[Tensor] = []
         for number, layer in enumerate(self.encoder.layers, start=1):
             states = layer(states, side.mask)
             if number in self.config.depths:
