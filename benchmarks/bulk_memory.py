@@ -20,11 +20,11 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAK = 64  # bytes of every pair
-BATCH = 2_048
-SAMPLES = 40
 
 
-def measure(model: str | None, pairs: int, leak: int, seed: int, threads: int) -> dict[str, object]:
+def measure(
+    model: str | None, pairs: int, batch: int, samples: int, leak: int, seed: int, threads: int
+) -> dict[str, object]:
     """Score so many pairs in this process; gives the slope in bytes a pair, and the samples."""
     from pertinent.data.readers import read_items
     from pertinent.engine.cache import MemoryScores, ScoreCaches, score_stamp
@@ -42,16 +42,16 @@ def measure(model: str | None, pairs: int, leak: int, seed: int, threads: int) -
     kept: list[bytes] = []
 
     def step() -> int:
-        rows = random.integers(0, len(titles), BATCH)
+        rows = random.integers(0, len(titles), batch)
         queries = [" ".join(words[place] for place in random.integers(0, len(words), 3)) for _ in range(8)]
         scorer.score_pairs([(queries[n % 8], titles[row]) for n, row in enumerate(rows)])
         if leak:
-            kept.append(b"x" * (leak * BATCH))  # zeros would be held by nobody until they are read
-        return BATCH
+            kept.append(b"x" * (leak * batch))  # zeros would be held by nobody until they are read
+        return batch
 
-    steps = max(1, pairs // (BATCH * SAMPLES))
+    steps = max(1, pairs // (batch * samples))
     started = time.perf_counter()
-    bytes_a_pair, work, held = growth(step, max(4, steps), SAMPLES, steps)
+    bytes_a_pair, work, held = growth(step, max(8, steps), samples, steps)
     return {
         "bytes_per_pair": round(bytes_a_pair, 3),
         "pairs": work[-1],
@@ -71,16 +71,20 @@ def main() -> None:
     parser.add_argument("--model", default=None)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=2_048)
+    parser.add_argument("--samples", type=int, default=40)
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--leak", type=int, default=None, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.leak is not None:
-        print(json.dumps(measure(given.model, given.pairs, given.leak, given.seed, given.threads)))
+        sizes = given.pairs, given.batch, given.samples
+        print(json.dumps(measure(given.model, *sizes, given.leak, given.seed, given.threads)))
         return
     runs = {}
     for name, leak, pairs in (("as it is", 0, given.pairs), ("control", LEAK, given.control_pairs or given.pairs)):
         more = ["--model", given.model] if given.model else []
         settings = [*more, "--pairs", str(pairs), "--threads", str(given.threads), "--seed", str(given.seed)]
+        settings += ["--batch", str(given.batch), "--samples", str(given.samples)]
         argv = [sys.executable, __file__, *settings, "--leak", str(leak)]
         runs[name] = json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
         told = runs[name]

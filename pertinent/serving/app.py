@@ -394,7 +394,7 @@ class App:
         limit = self.config.queue.deadline_ms
         deadline = exchange.started + min(limit, body.deadline_ms or limit) / 1000
         result = await self._unless_gone(
-            exchange, self._scored(served, prepared.work, exchange.key, deadline, body.partial)
+            exchange, self._scored(served, prepared.work, exchange.key, deadline, body.partial or body.fallback)
         )
         scores, _ = self._scores(result, prepared.blank, served)
         self.metrics.bad("unknown", len(prepared.unknown))

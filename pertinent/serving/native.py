@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pertinent.engine.cascade import best_first, fuse_linear, fuse_tiers, keep_relevant, tiers
+from pertinent.engine.fallback import LEXICAL, lexical_scores
 from pertinent.errors import ArtifactError
 from pertinent.serving.limits import Limits, check_documents
 from pertinent.serving.messages import WireError
@@ -29,6 +30,7 @@ Scores = NDArray[np.float32]
 # The share of relevant validation pairs that the default filter keeps, and the cuts of the default tiers.
 FILTER_RECALL = "99%"
 TIER_RECALLS = ("99%", "90%")
+CACHED, MODEL = "cached", "model"
 
 
 class Filter(msgspec.Struct, forbid_unknown_fields=True):
@@ -67,6 +69,7 @@ class RelevanceBody(msgspec.Struct, forbid_unknown_fields=True):
     fuse: Linear | Tiers | None = None
     deadline_ms: int | None = None
     partial: bool = False
+    fallback: bool = False
     explain: bool = False
     model: str | None = None
 
@@ -99,7 +102,8 @@ class RelevanceReply(msgspec.Struct, omit_defaults=True):
 
     ``index`` is the place in the request. Items that could not be scored are not in the columns: ``unknown``
     has the places of ids that are not in the index, ``unscored`` those that a deadline left out. ``blank``
-    has places of texts with nothing in them; they stay, with the lowest relevance.
+    has places of texts with nothing in them; they stay, with the lowest relevance. ``scorers`` names who scored
+    each item where that was not the model alone: ``cached``, ``model``, or ``lexical`` for what a deadline left.
     """
 
     request_id: str
@@ -112,6 +116,7 @@ class RelevanceReply(msgspec.Struct, omit_defaults=True):
     relevance: list[float]
     timings_ms: dict[str, float]
     tiers: list[int] | None = None
+    scorers: list[str] | None = None
     filtered: Filtered | None = None
     partial: bool = False
     scored: int = 0
@@ -192,6 +197,7 @@ def reply(prepared: Prepared, result: Result, relevance: Scores, served: Served,
     if body.top is not None:
         order = order[: body.top]
     index = places[order]
+    scorers = _scorers(result, done[order])
     answer = RelevanceReply(
         request_id=request_id,
         model=served.name,
@@ -203,6 +209,7 @@ def reply(prepared: Prepared, result: Result, relevance: Scores, served: Served,
         relevance=relevance[order].tolist(),
         timings_ms={name: round(1000 * value, 3) for name, value in result.seconds.items()},
         tiers=None if levels is None else levels[order].tolist(),
+        scorers=scorers,
         filtered=filtered,
         partial=not bool(result.scored.all()),
         scored=len(done),
@@ -211,9 +218,48 @@ def reply(prepared: Prepared, result: Result, relevance: Scores, served: Served,
         blank=prepared.blank.tolist(),
         truncated=int(result.truncated[done].sum()),
     )
+    cut = result.truncated[done][order]
+    if body.fallback and answer.unscored:
+        cut = np.concatenate([cut, _append_lexical(prepared, answer, result, served)])
     if body.explain:
-        answer.items = _explained(prepared, answer, result.truncated[done][order], served)
+        answer.items = _explained(prepared, answer, cut, served)
     return answer
+
+
+def _scorers(result: Result, rows: Rows) -> list[str] | None:
+    """Who scored the given pairs; None where no cache was asked."""
+    if result.cached is None:
+        return None
+    return [CACHED if was else MODEL for was in result.cached[rows]]
+
+
+def _append_lexical(prepared: Prepared, answer: RelevanceReply, result: Result, served: Served) -> NDArray[np.bool_]:
+    """Put what was not scored in time at the end of an answer, by word overlap; gives whether each text was cut."""
+    body, left = prepared.body, np.flatnonzero(~result.scored)
+    places = prepared.places[left]
+    titles = _titles(prepared, left, served)
+    overlap = lexical_scores(body.query, titles)
+    order = best_first(overlap)
+    if body.top is not None:
+        order = order[: max(0, body.top - len(answer.index))]
+    answer.scorers = (answer.scorers or [MODEL] * len(answer.index)) + [LEXICAL] * len(order)
+    answer.index += places[order].tolist()
+    answer.ids += _ids(body, places[order])
+    answer.scores += overlap[order].tolist()
+    answer.relevance += overlap[order].tolist()
+    if answer.tiers is not None:
+        answer.tiers += [0] * len(order)
+    answer.unscored = []
+    return np.asarray(result.truncated[left[order]])
+
+
+def _titles(prepared: Prepared, pairs: Rows, served: Served) -> list[str]:
+    """The texts of the given pairs of a request's work."""
+    work = prepared.work
+    if work.titles is not None:
+        return [work.titles[pair] for pair in pairs]
+    assert served.index is not None and work.rows is not None
+    return [item.title for item in served.index.items(work.rows[pairs])]
 
 
 def _found(body: RelevanceBody, served: Served, limits: Limits) -> Rows:

@@ -108,6 +108,34 @@ def test_a_deadline_leaves_what_was_cached(speed_scorer: Any) -> None:
     asyncio.run(run())
 
 
+def test_what_a_deadline_leaves_is_ordered_by_words_and_each_item_names_its_scorer(
+    start: Any, speed_scorer: Any, tiny_index: ItemIndex
+) -> None:
+    scorer = speed_scorer(0.0, 1)
+    server = start(scorer, tiny_index, cache={"memory_mb": 1})
+    rows = [item.title for item in tiny_index.items([0, 1, 2, 3, 4, 5])]
+    assert rows[2].startswith("tea pot green")
+    warm = server.post("/v1/relevance", {"query": "tea pot", "rows": [0, 1]}).json()
+    assert warm["scorers"] == ["model", "model"]
+    scorer.backend.hold.clear()
+    try:
+        body = {"query": "tea pot", "rows": [5, 2, 0, 3, 1], "deadline_ms": 300, "fallback": True}
+        answer = server.post("/v1/relevance", {**body, "explain": True}).json()
+        assert answer["scorers"] == ["cached", "cached", "lexical", "lexical", "lexical"]
+        assert answer["ids"][:3] == [*warm["ids"], 2] and sorted(answer["ids"]) == [0, 1, 2, 3, 5]
+        assert answer["scores"][:2] == warm["scores"] and answer["scores"][2] > answer["scores"][3] == 0.0
+        assert answer["partial"] and "unscored" not in answer and answer["scored"] == 2
+        assert [item["id"] for item in answer["items"]] == answer["ids"]
+        assert server.post("/v1/relevance", {**body, "top": 3}).json()["ids"] == answer["ids"][:3]
+        assert server.post("/v1/relevance", {**body, "top": 1}).json()["scorers"] == ["cached"]
+        texts = {"query": "mug", "texts": ["pot", "a mug", ""], "deadline_ms": 300, "fallback": True}
+        assert server.post("/v1/relevance", texts).json()["index"] == [1, 0, 2]
+        partial = server.post("/v1/relevance", {**body, "fallback": False, "partial": True}).json()
+        assert partial["scorers"] == ["cached", "cached"] and partial["unscored"] == [0, 1, 3]
+    finally:
+        scorer.backend.hold.set()
+
+
 @pytest.fixture(scope="module")
 def shop(tiny_artifact: Any, tiny_pairs: PairTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, an index and the scores of hot pairs."""
@@ -143,7 +171,7 @@ def test_a_new_model_is_served_without_the_scores_of_the_old_one(
 ) -> None:
     mine = Path(shutil.copytree(shop, tmp_path / "shop"))
     registry = Registry.open(sources(config(mine)))
-    artifact_maker(mine / "model", network_maker("ei_src", tiny_pairs.vocabulary_size, seed=5), tiny_pairs)
+    artifact_maker(mine / "model", network_maker("ei_src", tiny_pairs.vocabulary_size, seed=5), tiny_pairs, graph=False)
     assert registry.changed() == ["model"]
     outcome = registry.reload()
     assert not outcome["model"].startswith("failed") and registry.get(None).hot is None
