@@ -26,7 +26,7 @@ TEST_WORKERS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test check model format clean
+.PHONY: help demo test check sanitize model format clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,11 @@ check: $(DEV_STAMP) ## format, lint, types, import layers, code blocks of the do
 	@$(PY) -m mypy
 	@$(VENV)/bin/lint-imports
 	@$(PY) -m pytest -q $(wildcard README.md) $(wildcard docs)
+
+sanitize: ## the native engine under the address and undefined behavior sanitizers
+	@cmake -S pertinent/engine/native -B build/sanitize -DPERTINENT_TESTS=ON -DPERTINENT_SANITIZE=ON >/dev/null
+	@cmake --build build/sanitize --parallel
+	@build/sanitize/engine_test
 
 format: $(DEV_STAMP) ## put the code in the project's format
 	@$(PY) -m ruff format .

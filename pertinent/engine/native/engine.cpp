@@ -15,8 +15,9 @@ namespace {
 
 using std::size_t;
 
-// Tokens that go through the layers together, so that their states stay in the second cache.
-constexpr size_t BLOCK_TOKENS = 96;
+// Tokens that go through the layers together, so that their states stay in the second cache. From a hidden size
+// of WIDE on the weights of a layer do not fit beside them, and more tokens share a reading of the weights.
+constexpr size_t BLOCK_TOKENS = 96, WIDE_BLOCK_TOKENS = 256, WIDE = 256;
 // Items whose last layer is computed together, and the tokens beyond which there are fewer.
 constexpr size_t BLOCK_ITEMS = 24;
 constexpr size_t MOST_TOKENS = 1536;
@@ -90,15 +91,17 @@ float *Engine::room(size_t count) {
     return owned_.back()->get(std::max<size_t>(count, 1));
 }
 
-Linear Engine::pack(const float *weights, size_t outputs, size_t inputs, const float *bias) {
-    const size_t panel = kernels_.panel, panels = (outputs + panel - 1) / panel;
-    float *packed = room(panels * panel * inputs), *own = nullptr;
-    for (size_t p = 0; p < panels; ++p)
+void pack_panels(const float *weights, size_t outputs, size_t inputs, size_t panel, float *packed) {
+    for (size_t start = 0; start < outputs; start += panel)
         for (size_t k = 0; k < inputs; ++k)
-            for (size_t j = 0; j < panel; ++j) {
-                const size_t row = p * panel + j;
-                packed[(p * inputs + k) * panel + j] = row < outputs ? weights[row * inputs + k] : 0.0f;
-            }
+            for (size_t row = start; row < start + panel; ++row)
+                *packed++ = row < outputs ? weights[row * inputs + k] : 0.0f;
+}
+
+Linear Engine::pack(const float *weights, size_t outputs, size_t inputs, const float *bias) {
+    const size_t panel = kernels_.panel;
+    float *packed = room((outputs + panel - 1) / panel * panel * inputs), *own = nullptr;
+    pack_panels(weights, outputs, inputs, panel, packed);
     if (bias != nullptr) {
         own = room(outputs);
         std::copy(bias, bias + outputs, own);
@@ -285,6 +288,10 @@ void Engine::embed_row(std::int32_t id, size_t side, size_t position, size_t ter
 
 // The rows of a text: [CLS] first where there is room for it, [SEP] last.
 void Engine::embed_text(const Rows &rows, size_t row, size_t side, size_t position, float *x, float *projected) const {
+    auto fetch = [&](std::int32_t id) {
+        const char *next = reinterpret_cast<const char *>(table_rows_ + static_cast<size_t>(id) * table_row());
+        for (size_t i = 0; i < table_row() * sizeof(float); i += 64) __builtin_prefetch(next + i);
+    };
     auto put = [&](std::int32_t id, size_t term_class) {
         embed_row(id, side, position, term_class, x, projected);
         ++position;
@@ -292,8 +299,10 @@ void Engine::embed_text(const Rows &rows, size_t row, size_t side, size_t positi
         if (projected != nullptr) projected += projected_;
     };
     if (side == 0) put(sizes_.cls, 0);
-    for (std::int64_t t = rows.offsets[row]; t < rows.offsets[row + 1]; ++t)
+    for (std::int64_t t = rows.offsets[row]; t < rows.offsets[row + 1]; ++t) {
+        if (t + 1 < rows.offsets[row + 1]) fetch(rows.ids[t + 1]);
         put(rows.ids[t], rows.classes != nullptr ? static_cast<size_t>(rows.classes[t]) : 0);
+    }
     put(sizes_.sep, 0);
 }
 
@@ -413,10 +422,11 @@ void Engine::block(const Rows &queries, const Rows &items, const Pair *pairs, si
         total += spans.back().rows();
     }
     float *x = work.states.get(total * hidden);
+    const size_t together = hidden < WIDE ? BLOCK_TOKENS : WIDE_BLOCK_TOKENS;
     for (size_t start = 0; start < count;) {
         size_t stop = start, rows = 0;
         do rows += spans[stop++].rows();
-        while (stop < count && rows + spans[stop].rows() <= BLOCK_TOKENS);
+        while (stop < count && rows + spans[stop].rows() <= together);
         std::vector<Span> &part = work.part;
         if (join > 0) {
             // Items first, each on its own; then they take their places behind the query.

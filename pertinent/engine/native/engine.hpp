@@ -80,6 +80,9 @@ struct Span {
 
 struct Workspace;
 
+// Weights [outputs][inputs] in panels of `panel` columns, zeros behind the last.
+void pack_panels(const float *weights, std::size_t outputs, std::size_t inputs, std::size_t panel, float *packed);
+
 class Engine {
   public:
     // Throws std::invalid_argument where weights and sizes do not fit together.

@@ -6,6 +6,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <optional>
 
 #include "engine.hpp"
@@ -108,6 +109,70 @@ class PyEngine {
     std::unique_ptr<Engine> engine_;
 };
 
+// ---------------------------------------------------------------- single kernels, for the tests
+
+const Kernels &chosen(const std::string &instructions) {
+    const Kernels *kernels = find_kernels(instructions.c_str());
+    if (kernels == nullptr) throw nb::value_error("this processor has not these instructions");
+    return *kernels;
+}
+
+using Matrix = Array<float, 2>;
+using Vector = Array<float, 1>;
+
+Floats linear(const std::string &instructions, const Matrix &a, const Matrix &weights, const Vector &bias,
+              const std::optional<Matrix> &add, bool gelu) {
+    const Kernels &kernels = chosen(instructions);
+    const std::size_t m = a.shape(0), inputs = a.shape(1), outputs = weights.shape(0), panel = kernels.panel;
+    if (weights.shape(1) != inputs || bias.shape(0) != outputs) throw nb::value_error("shapes do not fit");
+    if (add && (add->shape(0) != m || add->shape(1) != outputs)) throw nb::value_error("shapes do not fit");
+    Buffer packed;
+    pack_panels(weights.data(), outputs, inputs, panel, packed.get((outputs + panel - 1) / panel * panel * inputs));
+    std::vector<float> c(m * outputs);
+    if (add) std::copy(add->data(), add->data() + c.size(), c.begin());
+    kernels.linear(a.data(), inputs, {packed.get(0), bias.data(), outputs, inputs}, c.data(), outputs, m,
+                   add ? Epilogue::add : gelu ? Epilogue::gelu : Epilogue::store);
+    return owned(std::move(c));
+}
+
+Floats layer_norm(const std::string &instructions, const Matrix &x, const Vector &gain, const Vector &shift, float epsilon) {
+    if (gain.shape(0) != x.shape(1) || shift.shape(0) != x.shape(1)) throw nb::value_error("shapes do not fit");
+    std::vector<float> rows(x.data(), x.data() + x.size());
+    chosen(instructions).layer_norm(rows.data(), x.shape(1), x.shape(0), x.shape(1), gain.data(), shift.data(), epsilon);
+    return owned(std::move(rows));
+}
+
+Floats attention(const std::string &instructions, const Matrix &q, const Matrix &k, const Matrix &v) {
+    const std::size_t width = q.shape(1), ld = 3 * width, rows = std::max(q.shape(0), k.shape(0));
+    if (k.shape(1) != width || v.shape(1) != width || v.shape(0) != k.shape(0) || q.shape(0) == 0 || k.shape(0) == 0)
+        throw nb::value_error("shapes do not fit");
+    std::vector<float> joined(rows * ld), out(q.shape(0) * width);
+    for (std::size_t i = 0; i < rows; ++i)
+        for (std::size_t d = 0; d < width; ++d) {
+            if (i < q.shape(0)) joined[i * ld + d] = q(i, d);
+            if (i < k.shape(0)) joined[i * ld + width + d] = k(i, d), joined[i * ld + 2 * width + d] = v(i, d);
+        }
+    Buffer scratch;
+    chosen(instructions).attention(joined.data(), q.shape(0), joined.data() + width, joined.data() + 2 * width, k.shape(0), ld,
+                                   width, out.data(), width, scratch.get(attention_scratch(q.shape(0), k.shape(0), width)));
+    return owned(std::move(out));
+}
+
+Floats pooled_attention(const std::string &instructions, const Matrix &qk, const Matrix &x) {
+    if (qk.shape(1) != x.shape(1) || x.shape(0) == 0) throw nb::value_error("shapes do not fit");
+    std::vector<float> out(qk.size()), scratch(qk.shape(0) * x.shape(0));
+    chosen(instructions).pooled_attention(qk.data(), qk.shape(0), x.data(), x.shape(0), x.shape(1), x.shape(1), out.data(),
+                                          scratch.data());
+    return owned(std::move(out));
+}
+
+Floats each(const std::string &instructions, const std::string &name, const Vector &x) {
+    const Kernels &kernels = chosen(instructions);
+    std::vector<float> values(x.data(), x.data() + x.size());
+    (name == "gelu" ? kernels.gelu : name == "tanh" ? kernels.tanh : kernels.exp2)(values.data(), values.size());
+    return owned(std::move(values));
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -118,6 +183,13 @@ NB_MODULE(_native, m) {
             if (find_kernels(name) != nullptr) names.emplace_back(name);
         return names;
     }, "The instruction sets that this processor runs, best last.");
+    nb::module_ single = m.def_submodule("kernels", "Single kernels, flat results, for the tests.");
+    single.def("linear", &linear, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg("add").none() = nb::none(),
+               nb::arg("gelu") = false);
+    single.def("layer_norm", &layer_norm);
+    single.def("attention", &attention);
+    single.def("pooled_attention", &pooled_attention);
+    single.def("each", &each);
     nb::class_<PyEngine>(m, "Engine")
         .def(nb::init<const nb::dict &, const nb::dict &, const nb::object &, const std::optional<Array<float, 1>> &,
                       const std::optional<std::string> &>(),
