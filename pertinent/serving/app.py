@@ -31,6 +31,7 @@ from pertinent.serving.openapi import openapi_document
 from pertinent.serving.queue import Closed, DeadlinePassed, Refused, Result, ScoringQueue, Work, running_threads
 from pertinent.serving.registry import Registry, Served
 from pertinent.serving.telemetry import METRICS_TYPE, EventLog, Metrics
+from pertinent.serving.tracing import TRACEPARENT, Tracing, traceparent
 
 _log = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ class Exchange:
     key: str = ""
     read: bool = False  # the whole body has come
     log: dict[str, Any] = field(default_factory=dict)
+    span: Any = None  # of OpenTelemetry, where requests are traced
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -148,6 +150,7 @@ class App:
         self.log = log if log is not None else EventLog()
         self.draining = False
         self.on_startup: Callable[[], None] | None = None
+        self.tracing = Tracing(package_version()) if config.tracing else None
         self.admin_port: int | None = None  # set by whoever binds it
         self.idle: dict[Any, None] = {}  # connections without a request, the longest idle first
         self._keys = Keys(config.keys, config.keys_file)
@@ -192,6 +195,8 @@ class App:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
         await asyncio.to_thread(self.queue.close)
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
         await asyncio.to_thread(self.caches.close)
         self.log.close()
 
@@ -225,6 +230,8 @@ class App:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, _request_id(scope), time.monotonic())
+        if self.tracing is not None:
+            exchange.span = self.tracing.start(scope["method"], scope["headers"])
         close = False
         try:
             reply = await self._answer(exchange)
@@ -296,6 +303,8 @@ class App:
         ]
         if reply.status == 204:
             headers = headers[2:]
+        if exchange.span is not None:
+            headers.append((TRACEPARENT, traceparent(exchange.span)))
         if close or self.draining:
             headers.append((b"connection", b"close"))
         body = b"" if exchange.scope["method"] == "HEAD" else reply.body
@@ -308,6 +317,8 @@ class App:
 
     def _note(self, exchange: Exchange, status: int) -> None:
         self.metrics.answered(exchange.route, exchange.dialect, status)
+        if self.tracing is not None:
+            self.tracing.end(exchange.span, exchange.route, status, {"request_id": exchange.request_id, **exchange.log})
         if self.config.access_log:
             self.log.event(
                 "request",

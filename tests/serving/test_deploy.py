@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from pertinent.cli import COMMANDS, variable
@@ -52,3 +53,14 @@ def test_no_sample_opens_the_port_without_keys() -> None:
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))["services"]["pertinent"]
     assert compose["ports"] == ["127.0.0.1:8080:8080"] and "PERTINENT_KEYS" in compose["environment"]
     assert "insecure" not in (DEPLOY / "kubernetes.yaml").read_text(encoding="utf-8").lower()
+
+
+@pytest.mark.parametrize("version", ["1.28", "1.33"])
+def test_the_manifests_are_what_kubernetes_reads(version: str) -> None:
+    validator = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate")
+    documents = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text(encoding="utf-8")))
+    for document in documents:
+        validator.validate(document, version, strict=True)
+    broken = documents[0] | {"spec": {**documents[0]["spec"], "replica": 2}}
+    with pytest.raises(validator.ValidationError):
+        validator.validate(broken, version, strict=True)
