@@ -23,7 +23,7 @@ HEADS = {
     "core": "What scoring needs. Written by requirements/pin.py.",
     "train": "What training and export add. torch is in torch.txt. Written by requirements/pin.py.",
     "logs": "What mining search logs adds. Written by requirements/pin.py.",
-    "scale": "What mining on Spark adds. Written by requirements/pin.py.",
+    "scale": "What mining on Spark and scoring on Ray add. Written by requirements/pin.py.",
     "dev": "What tests, checks and benchmarks add. Written by requirements/pin.py.",
 }
 
