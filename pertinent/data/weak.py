@@ -211,13 +211,14 @@ def span_pairs(
 ) -> Iterator[WeakPair]:
     """Queries cut into typed spans with titles that have all their words, and with titles that lack what matters.
 
-    ``queries`` are spans (text, type). A title with words of the query but none of its core product
-    type is about another thing; one with the type but without the words of the creator is another's.
+    ``queries`` are spans (text, type). A title with a word of the query but none of its core product type
+    is taken as one about another thing; it is drawn from all such titles, as the nearest ones often word
+    the type in another way. One with the type but without the words of the creator is another maker's.
 
     >>> spans = [[("acme", "creator"), ("lamp", "core_product_type")]]
     >>> titles = ["acme desk lamp", "acme sofa", "other lamp"]
     >>> [(pair.title, pair.grade) for pair in span_pairs(spans, titles, 2, np.random.default_rng(0))]
-    [('acme desk lamp', 1.0), ('acme sofa', 0.0), ('other lamp', 0.0)]
+    [('acme desk lamp', 1.0), ('other lamp', 0.0), ('acme sofa', 0.0)]
     """
     found = _Words(titles)
     for place in _shuffled(queries, chance):
@@ -230,11 +231,12 @@ def span_pairs(
         if not core or not whole:
             continue
         yield WeakPair(query, titles[whole[0]], 1.0, "spans")
-        other_thing = [title for title in near if not found.has_any(title, core)]
+        other_thing = found.drawn(stems(query) - stems(core), _TRIES * negatives, chance)
+        other_thing = [title for title in other_thing if not found.has_any(title, core)]
         other_maker = [
             title for title in near if creator and found.has_all(title, core) and not found.has_any(title, creator)
         ]
-        for title in [*other_thing[:1], *other_maker[:1], *other_thing[1:]][:negatives]:
+        for title in [*other_maker[:1], *other_thing][:negatives]:
             yield WeakPair(query, titles[title], 0.0, "spans")
 
 
@@ -258,23 +260,31 @@ class _Words:
     """Titles by their words; plural and singular count as one."""
 
     def __init__(self, titles: Sequence[str]) -> None:
-        self.sets = [_stems(title) for title in titles]
+        self.sets = [stems(title) for title in titles]
         self.places: dict[str, list[int]] = defaultdict(list)
-        for place, stems in enumerate(self.sets):
-            for stem in stems:
+        for place, own in enumerate(self.sets):
+            for stem in own:
                 self.places[stem].append(place)
 
     def has_all(self, place: int, text: str) -> bool:
-        wanted = _stems(text)
+        wanted = stems(text)
         return bool(wanted) and wanted <= self.sets[place]
 
     def has_any(self, place: int, text: str) -> bool:
-        return not self.sets[place].isdisjoint(_stems(text))
+        return not self.sets[place].isdisjoint(stems(text))
+
+    def drawn(self, wanted: frozenset[str], number: int, chance: np.random.Generator) -> list[int]:
+        """Titles at random that have one of some words, at most ``number``."""
+        known = [self.places[stem] for stem in sorted(wanted) if stem in self.places]
+        if not known:
+            return []
+        each = [known[int(chance.integers(len(known)))] for _ in range(number)]
+        return list(dict.fromkeys(held[int(chance.integers(len(held)))] for held in each))
 
     def nearest(self, text: str, number: int) -> list[int]:
         """Titles that share most words with a text, rare words counting more; ties in their order."""
         scores = defaultdict[int, float](float)
-        for stem in sorted(_stems(text), key=lambda each: (len(self.places.get(each, ())), each)):
+        for stem in sorted(stems(text), key=lambda each: (len(self.places.get(each, ())), each)):
             held = self.places.get(stem, [])
             if len(held) > _COMMON and scores:
                 held = [place for place in held if place in scores] if len(scores) < _COMMON else []
@@ -287,7 +297,12 @@ _COMMON = 2_000  # places of a word that are looked at
 _TRIES = 6  # draws for each negative
 
 
-def _stems(text: str) -> frozenset[str]:
+def stems(text: str) -> frozenset[str]:
+    """The words of a text, plural and singular as one.
+
+    >>> sorted(stems("Red SOCKS, gas"))
+    ['gas', 'red', 'sock']
+    """
     return frozenset(word[:-1] if len(word) > 3 and word.endswith("s") else word for word in words(text))
 
 
