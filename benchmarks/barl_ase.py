@@ -45,9 +45,9 @@ from pertinent.training.data import JudgedData
 from pertinent.training.fit import FitConfig
 
 LAYOUT = PairConfig(query_length=16, item_length=17)
-SIZES: dict[str, Any] = {"hidden_size": 32, "attention_width": 64, "slots": 10}
-FIT: dict[str, Any] = {"epochs": 8, "batch_size": 256, "learning_rate": 2e-3, "early_stopping": 3, "warmup": 0.05}
-MINED: dict[str, Any] = {"min_exposures": 20, "min_ctr": 0.1}
+SIZES: dict[str, Any] = {"hidden_size": 64, "attention_width": 64, "slots": 10}
+FIT: dict[str, Any] = {"epochs": 6, "batch_size": 256, "learning_rate": 1e-3, "early_stopping": 3, "warmup": 0.05}
+MINED: dict[str, Any] = {"min_exposures": 5, "min_ctr": 0.1}
 RESAMPLES = 1000
 
 
@@ -110,7 +110,7 @@ SETTINGS: dict[str, Setting] = {
     "3 slots": Setting({"slots": 3}, shops=(0,)),
     "20 slots": Setting({"slots": 20}, shops=(0,)),
     "lists: 100 exposures, 0.2": Setting(mined={"min_exposures": 100, "min_ctr": 0.2}, shops=(0,)),
-    "lists: 5 exposures, 0.02": Setting(mined={"min_exposures": 5, "min_ctr": 0.02}, shops=(0,)),
+    "lists: 20 exposures, 0.1": Setting(mined={"min_exposures": 20, "min_ctr": 0.1}, shops=(0,)),
     "30 % clicks by mistake": Setting(shop={"noise": 0.3}, shops=(0,)),
 }
 

@@ -184,6 +184,12 @@ COMMANDS: dict[str, Command] = {
                 "a folder of pertinent lexicon, whose terms are shown; left out: the model's own or the shipped ones",
                 metavar="FOLDER",
             ),
+            Flag(
+                "--behavior",
+                "behavior",
+                "a folder of pertinent behavior for this model: which neighbors spoke, and the gate",
+                metavar="FOLDER",
+            ),
             BACKEND,
             THREADS,
             COLUMNS,
@@ -306,6 +312,20 @@ COMMANDS: dict[str, Command] = {
             "pertinent index runs/model --items changed.csv --delete gone.txt --update --out runs/index",
             "pertinent index runs/model --items catalog.parquet --replace --out runs/index",
         ),
+    ),
+    "behavior": Command(
+        "encode what users did, for a model that reads it, so that it can be served",
+        "pertinent.behavior:BehaviorConfig",
+        "pertinent.behavior:make_behavior",
+        "pertinent.commands:show_artifact",
+        (
+            Flag("model", "model", "a folder of a model trained with neighbors"),
+            Flag("--neighbors", "neighbors", "a folder of pertinent mine", metavar="FOLDER"),
+            ITEMS,
+            COLUMNS,
+            OUT,
+        ),
+        ("pertinent behavior runs/barl --neighbors runs/mined --items items.parquet --out runs/behavior",),
     ),
     "bulk": Command(
         "score a table of pairs into a file: millions of rows, resumable, also on Ray",

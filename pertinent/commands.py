@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pertinent.bulk import BulkResult
     from pertinent.data.weak import WeakTable
     from pertinent.doctor import Health
+    from pertinent.engine.behavior import Spoken
     from pertinent.engine.export import ExportConfig
     from pertinent.engine.hot_pairs import CacheConfig
     from pertinent.engine.index import IndexConfig
@@ -404,12 +405,26 @@ def show_explanation(result: Explanation, config: ExplainConfig) -> None:
                 f"   tokens: {_pieces(item.read)}",
                 f"   terms: {printable(terms) or 'none'}",
                 f"   matched: {printable(matched) or 'none'}",
+                *(_said(item.spoken) if item.spoken is not None else ()),
             ]
         )
     print_lines(["", f"{len(result.results)} of {result.items} items, by {result.model} {result.version}".rstrip()])
 
 
 _MATCHED = {"exact": "{0.word}", "form": "{0.word} ~ {0.title_word}", "none": "{0.word}: not there"}
+
+
+def _said(spoken: Spoken) -> list[str]:
+    """Which neighbors spoke, loudest first, and how much the text alone counted."""
+    sides = {"chosen items": spoken.items, "queries that led here": spoken.queries}
+    lines = [
+        f"   gate: {spoken.gate:.0%} text (logit {spoken.text_logit:+.2f}), "
+        f"{1 - spoken.gate:.0%} behavior (logit {spoken.behavior_logit:+.2f})"
+    ]
+    for side, found in sides.items():
+        names = " · ".join(f"{printable(each.text)} {each.weight:.0%}" for each in found[:5])
+        lines.append(f"   {side}: {names or 'none'}")
+    return lines
 
 
 def _pieces(text: ExplainedText) -> str:

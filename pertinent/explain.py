@@ -14,12 +14,16 @@ from pydantic import Field
 from pertinent.config import Config
 from pertinent.errors import ConfigError
 from pertinent.lexicon.gazetteer import split_words
+from pertinent.records import Scored
 from pertinent.text import JOINT, normalize
 
 if TYPE_CHECKING:
+    from pertinent.engine.behavior import Spoken
+    from pertinent.engine.scorer import Scorer
     from pertinent.lexicon.gazetteer import Words
     from pertinent.lexicon.pairs import PairTokenizer
     from pertinent.lexicon.tagger import Tagger, TermSpan
+    from pertinent.records import Item
 
 How = Literal["exact", "form", "none"]
 _INNER = re.compile(r"[-_]+")
@@ -39,6 +43,7 @@ class ExplainConfig(Config):
     backend: str | None = None
     threads: int | None = Field(None, ge=1)
     columns: dict[str, str] = {}
+    behavior: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,7 @@ class ExplainedItem:
     score: float
     read: ExplainedText
     matches: tuple[WordMatch, ...]
+    spoken: Spoken | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,18 +119,38 @@ def explain(config: ExplainConfig) -> Explanation:
 
     if not config.query.strip():
         raise ConfigError("the query is empty; give what a shopper would type")
+    if config.behavior is not None and config.model is None:
+        raise ConfigError("--behavior was made with a model; name its folder too")
     scorer = Scorer.load(config.model, backend=config.backend, threads=config.threads)
     items = read_items(Path(config.items), rename=config.columns)
+    ranked, spoken = _ranked(config, scorer, items)
     tagger = _tagger(config.lexicon, scorer.pairs)
     pairs, layout = scorer.pairs, scorer.pairs.config
     results = []
-    for rank, scored in enumerate(scorer.rank(config.query, items, top=config.top), start=1):
+    for rank, scored in enumerate(ranked, start=1):
         title = scored.item.title
         read = explain_text(title, pairs, tagger, layout.item_length - 1)
         found = word_matches(config.query, title)
-        results.append(ExplainedItem(rank, scored.item.item_id, title, scored.score, read, tuple(found)))
+        said = spoken(scored) if spoken is not None else None
+        results.append(ExplainedItem(rank, scored.item.item_id, title, scored.score, read, tuple(found), said))
     query = explain_text(config.query, pairs, tagger, layout.query_length - 2)
     return Explanation(query, scorer.name, scorer.version, len(items), tuple(results))
+
+
+def _ranked(
+    config: ExplainConfig, scorer: Scorer, items: Sequence[Item]
+) -> tuple[list[Scored], Callable[[Scored], Spoken] | None]:
+    """The best items, and with a behavior artifact what says which neighbors spoke for one."""
+    if config.behavior is None:
+        return scorer.rank(config.query, items, top=config.top), None
+    from pertinent.engine.behavior import BehaviorScorer
+
+    cascade = BehaviorScorer.load(str(config.model), config.behavior)
+    titles = [item.title for item in items]
+    found = cascade.score(config.query, [item.item_id for item in items], titles)
+    best = sorted(range(len(items)), key=lambda row: -found.scores[row])[: config.top]
+    ranked = [Scored(items[row], float(found.scores[row]), found.scorers[row]) for row in best]
+    return ranked, lambda scored: cascade.explain(config.query, scored.item.item_id, scored.item.title)
 
 
 def explain_text(text: str, pairs: PairTokenizer, tagger: Tagger, limit: int) -> ExplainedText:

@@ -78,6 +78,57 @@ class Isotonic:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class HistoryWeight:
+    """How much a model that reads neighbors counts against one that reads texts (BARL-ASe, section 6).
+
+    A logistic function of the logarithms of how often query and item were shown and of the number of
+    neighbors on each side; 0 without any neighbor.
+
+    >>> weight = HistoryWeight((0.0, 0.0, 0.0, 0.0, 0.0))
+    >>> weight([9, 9], [5, 5], [3, 0], [0, 0]).tolist()
+    [0.5, 0.0]
+    """
+
+    coefficients: tuple[float, float, float, float, float]
+
+    def __call__(
+        self, query_exposures: ArrayLike, item_exposures: ArrayLike, items: ArrayLike, queries: ArrayLike
+    ) -> NDArray[np.float32]:
+        """Weights from 0 to 1, ``[n]``, of n pairs."""
+        known = (np.asarray(items) > 0) | (np.asarray(queries) > 0)
+        raw = history_features(query_exposures, item_exposures, items, queries) @ np.array(self.coefficients)
+        return np.asarray(np.where(known, sigmoid(raw), 0.0), dtype=np.float32)
+
+    def plain(self) -> dict[str, Any]:
+        """Five numbers; ``from_plain`` reads them back."""
+        return {"type": "history_weight", "coefficients": list(self.coefficients)}
+
+    @classmethod
+    def from_plain(cls, plain: Any) -> HistoryWeight:
+        """What ``plain`` described. Raises ArtifactError for anything else."""
+        try:
+            numbers = _numbers(plain["coefficients"])
+            if len(numbers) != 5:
+                raise ValueError(f"{len(numbers)} coefficients")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"not a history weight ({type(error).__name__}: {error}); make it again") from None
+        return cls((numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]))
+
+
+def history_features(
+    query_exposures: ArrayLike, item_exposures: ArrayLike, items: ArrayLike, queries: ArrayLike
+) -> Floats:
+    """One, the logarithms of both exposures, and the numbers of neighbors over ten, ``[n, 5]``.
+
+    >>> history_features([0], [0], [10], [0]).tolist()
+    [[1.0, 0.0, 0.0, 1.0, 0.0]]
+    """
+    shown = [np.log1p(np.asarray(each, dtype=np.float64)) for each in (query_exposures, item_exposures)]
+    counts = [np.asarray(each, dtype=np.float64) / 10 for each in (items, queries)]
+    return np.stack([np.ones_like(shown[0]), *shown, *counts], axis=1)
+
+
 def calibration_from(plain: Mapping[str, Any]) -> Platt | Isotonic:
     """The calibration that ``plain()`` described. Raises ArtifactError for anything else.
 

@@ -152,6 +152,15 @@ def read_lists(artifact: Artifact) -> NeighborLists:
     )
 
 
+def read_exposures(artifact: Artifact) -> tuple[dict[str, int], dict[str, int]]:
+    """How often each query and each item of a mined log was shown on a result page, over all its days."""
+    counts: tuple[dict[str, int], dict[str, int]] = ({}, {})
+    for query, item_id, shown in _rows(artifact, "daily", "query, item_id, exposures"):
+        counts[0][query] = counts[0].get(query, 0) + shown
+        counts[1][item_id] = counts[1].get(item_id, 0) + shown
+    return counts
+
+
 def _read(artifact: Artifact, table: str, key: str) -> dict[str, tuple[str, ...]]:
     lists: dict[str, list[str]] = {}
     for name, _, neighbor in sorted(_rows(artifact, table, f"{key}, rank, neighbor"), key=lambda row: row[:2]):

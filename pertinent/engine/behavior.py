@@ -1,0 +1,433 @@
+"""Behavior beside the index: neighbor lists with their encodings, made daily, and the cascade that reads them.
+
+A pair with neighbors is scored by BARL-ASe, one without by the model that reads texts alone; every item says
+who scored it. In a request the encoded neighbors of the query are shared by all items (BARL-ASe, section 8).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pertinent.artifact import open_artifact, read_json, write_artifact, write_json
+from pertinent.engine.arrays import Ragged, map_arrays, offsets_fit, write_arrays
+from pertinent.engine.barl import BarlEngine, BarlScores, Encoded, open_barl
+from pertinent.engine.index import tokenizer_digest
+from pertinent.engine.scorer import Scorer
+from pertinent.errors import ArtifactError, DataError
+from pertinent.models.store import load_pairs
+from pertinent.probability import HistoryWeight
+from pertinent.records import TokenRows
+from pertinent.text import normalize
+
+_log = logging.getLogger(__name__)
+
+KIND = "behavior"
+ARRAYS_FILE = "behavior.safetensors"
+KEYS_FILE = "keys.json"
+WEIGHT_FILE = "history_weight.json"
+_SIDES = ("queries", "items")
+_KINDS = {
+    **{f"{side}_{part}": "I64" for side in _SIDES for part in ("list_offsets", "vector_offsets", "token_offsets")},
+    **{f"{side}_exposures": "I64" for side in _SIDES},
+    **{f"{side}_{part}": "I32" for side in _SIDES for part in ("lists", "tokens")},
+    **{f"{side}_vectors": "F32" for side in _SIDES},
+}
+_FIX = "make it again with: pertinent behavior"
+# Rows that are encoded at once while the artifact is made.
+_CHUNK = 512
+
+Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
+
+
+class Lists(Protocol):
+    """What a log says: neighbor items of queries, neighbor queries of items, strongest first."""
+
+    @property
+    def items_of_query(self) -> Mapping[str, Sequence[str]]: ...
+
+    @property
+    def queries_of_item(self) -> Mapping[str, Sequence[str]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbor:
+    """A neighbor that spoke: its id (empty for a query), its text, and its share of the attention."""
+
+    item_id: str
+    text: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """How a pair came to its score: the gate (1: text alone), the views' logits, and who spoke, loudest first."""
+
+    gate: float
+    text_logit: float
+    behavior_logit: float
+    items: tuple[Neighbor, ...]
+    queries: tuple[Neighbor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cascaded:
+    """Probabilities ``[n]``, who gave each, and the weight of the behavior model in it (0: it had no say)."""
+
+    scores: Floats
+    scorers: tuple[str, ...]
+    weights: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Behavior:
+    """Neighbor lists and their encodings by query and by item id.
+
+    Arrays are memory maps: valid as long as the folder is not changed, and folders are never edited in place.
+    """
+
+    path: Path
+    version: str
+    queries: dict[str, int]
+    items: dict[str, int]
+    titles: list[str]
+    slots: int
+    tokens: dict[str, TokenRows]  # of the texts of both sides
+    lists: dict[str, Ragged]  # rows of the other side; one more than has slots, for who is left out
+    vectors: dict[str, Ragged]  # encoded neighbors of each row, with nobody left out
+    exposures: dict[str, Rows]
+
+    @classmethod
+    def build(
+        cls,
+        model: str | Path,
+        lists: Lists,
+        titles: Mapping[str, str],
+        exposures: tuple[Mapping[str, int], Mapping[str, int]],
+        out: str | Path,
+        inputs: Mapping[str, str] | None = None,
+        weight: HistoryWeight | None = None,
+    ) -> Self:
+        """Encode all lists with a model into a new artifact at ``out``, which is swapped in as a whole.
+
+        ``exposures`` counts how often each query and each item was shown. Items without a title are left out.
+        """
+        artifact = open_artifact(model, kind="model")
+        pairs = load_pairs(artifact)
+        engine = open_barl(artifact, pairs)
+        named = {q: [i for i in found if i in titles] for q, found in lists.items_of_query.items()}
+        by_item = {i: list(found) for i, found in lists.queries_of_item.items() if i in titles}
+        queries = sorted({*named, *exposures[0], *(q for found in by_item.values() for q in found)})
+        items = sorted({*by_item, *(i for i in exposures[1] if i in titles), *(i for f in named.values() for i in f)})
+        settings = {
+            "model_version": artifact.version,
+            "tokenizer_digest": tokenizer_digest(pairs),
+            "slots": engine.slots,
+        }
+        metrics: dict[str, Any] = {}
+        with write_artifact(out, KIND, settings, {"model": artifact.version, **(inputs or {})}, metrics) as folder:
+            write_json(folder / KEYS_FILE, {"queries": queries, "items": items, "titles": [titles[i] for i in items]})
+            if weight is not None:
+                write_json(folder / WEIGHT_FILE, weight.plain())
+            rows = {"queries": _rows_of(queries, named, items), "items": _rows_of(items, by_item, queries)}
+            tokens = {
+                "queries": pairs.encode_queries(queries),
+                "items": pairs.encode_items([titles[item] for item in items]),
+            }
+            shown = {
+                "queries": [exposures[0].get(q, 0) for q in queries],
+                "items": [exposures[1].get(i, 0) for i in items],
+            }
+            _write(folder, engine, rows, tokens, shown)
+            metrics |= {f"{side}_with_neighbors": sum(map(bool, rows[side])) for side in _SIDES}
+            metrics["bytes"] = (folder / ARRAYS_FILE).stat().st_size
+        return cls.open(out)
+
+    @classmethod
+    def open(cls, folder: str | Path, verify: bool = True) -> Self:
+        """The artifact at ``folder``. Raises ArtifactError where it is damaged."""
+        artifact = open_artifact(folder, KIND, verify)
+        arrays = map_arrays(artifact.file(ARRAYS_FILE), _KINDS, "behavior artifact", _FIX)
+        keys = read_json(artifact.file(KEYS_FILE))
+        tokens, lists, vectors = {}, {}, {}
+        for side in _SIDES:
+            count = len(keys[side])
+            vector_offsets = arrays[f"{side}_vector_offsets"]
+            size = int(vector_offsets[-1]) if len(vector_offsets) else 0
+            flat = arrays[f"{side}_vectors"]
+            fits = len(flat) % max(1, size) == 0 and len(arrays[f"{side}_exposures"]) == count
+            for part, end in (("list", len(arrays[f"{side}_lists"])), ("token", len(arrays[f"{side}_tokens"]))):
+                fits = fits and offsets_fit(arrays[f"{side}_{part}_offsets"], count, end)
+            if not fits or len(vector_offsets) != count + 1:
+                raise ArtifactError(f"{artifact.path / ARRAYS_FILE}: its parts do not fit together; {_FIX}")
+            width = len(flat) // size if size else 1
+            vectors[side] = Ragged(flat.reshape(-1, width), vector_offsets)
+            lists[side] = Ragged(arrays[f"{side}_lists"], arrays[f"{side}_list_offsets"])
+            tokens[side] = TokenRows(
+                arrays[f"{side}_tokens"], arrays[f"{side}_token_offsets"], np.zeros(count, dtype=np.bool_)
+            )
+        return cls(
+            artifact.path,
+            artifact.version,
+            {query: row for row, query in enumerate(keys["queries"])},
+            {item: row for row, item in enumerate(keys["items"])},
+            keys["titles"],
+            int(artifact.config["slots"]),
+            tokens,
+            lists,
+            vectors,
+            {side: arrays[f"{side}_exposures"] for side in _SIDES},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """Where a query and n items stand in the artifact (-1: nowhere), and what is left of their lists without the pair.
+
+    ``own`` says which pairs are in their own lists.
+    """
+
+    row: int
+    rows: Rows
+    item_counts: Rows
+    query_counts: Rows
+    own: NDArray[np.bool_]
+
+    @property
+    def aware(self) -> NDArray[np.bool_]:
+        """Which pairs have a neighbor on either side."""
+        return (self.item_counts > 0) | (self.query_counts > 0)
+
+    def take(self, places: Rows) -> Looked:
+        """Those of some of the items."""
+        counts = self.item_counts[places], self.query_counts[places]
+        return Looked(self.row, self.rows[places], *counts, self.own[places])
+
+
+class BehaviorScorer:
+    """BARL-ASe where neighbors exist, another model elsewhere; with a history weight, both (BARL-ASe+, section 6).
+
+    The pair itself is never among its neighbors, as in training: for the few items that are in the query's own
+    list the neighbors are encoded anew.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        engine: BarlEngine,
+        behavior: Behavior,
+        fallback: Scorer | None = None,
+        weight: HistoryWeight | None = None,
+    ) -> None:
+        self.scorer, self.engine, self.behavior = scorer, engine, behavior
+        self.fallback, self.weight = fallback, weight
+        self.name = scorer.name
+
+    @classmethod
+    def load(cls, model: str | Path, behavior: str | Path, fallback: Scorer | None = None) -> Self:
+        """The cascade over a model folder and its behavior artifact; without ``fallback`` its text view is one.
+
+        Raises ArtifactError where the artifact was made with another model.
+        """
+        artifact = open_artifact(model, kind="model")
+        scorer = Scorer.load(model)
+        made = open_artifact(behavior, KIND, verify=False)
+        if made.config.get("model_version") != artifact.version:
+            raise ArtifactError(f"{behavior}: was made with another model than {model}; {_FIX}")
+        weight = HistoryWeight.from_plain(made.json(WEIGHT_FILE)) if made.has(WEIGHT_FILE) else None
+        return cls(scorer, open_barl(artifact, scorer.pairs), Behavior.open(behavior), fallback, weight)
+
+    def score(self, query: str, item_ids: Sequence[str], titles: Sequence[str]) -> Cascaded:
+        """Probabilities of n items, with who gave each. Raises DataError for ids and titles of different number."""
+        if len(item_ids) != len(titles):
+            raise DataError(f"{len(item_ids)} item ids but {len(titles)} titles; give one title for each")
+        looked = self._look(query, item_ids)
+        aware, other = np.flatnonzero(looked.aware), np.flatnonzero(~looked.aware)
+        scores = np.zeros(len(titles), dtype=np.float32)
+        weights = np.zeros(len(titles), dtype=np.float32)
+        names = [self.name] * len(titles)
+        if len(aware):
+            tokens = self._tokens(query, [titles[row] for row in aware.tolist()])
+            scores[aware] = self.scorer.probabilities(self._behave(*tokens, looked.take(aware)).logit)
+            weights[aware] = 1.0
+            if self.fallback is not None and self.weight is not None:
+                weights[aware] = self._history(looked.take(aware))
+        text = self.fallback or self.scorer
+        asked = np.flatnonzero(weights < 1)
+        if len(asked):
+            alone = text.score(query, [titles[row] for row in asked.tolist()])
+            scores[asked] = weights[asked] * scores[asked] + (1 - weights[asked]) * alone
+        for row in other:
+            names[row] = text.name
+        if self.weight is not None and self.fallback is not None:
+            for row in aware:
+                names[row] = f"{self.name}+{text.name}"
+        return Cascaded(scores, tuple(names), weights)
+
+    def known(self, query: str, item_ids: Sequence[str]) -> NDArray[np.bool_]:
+        """Which pairs have a neighbor on either side, with the pair itself left out, ``[n]``."""
+        return self._look(query, item_ids).aware
+
+    def behave(self, query: str, item_ids: Sequence[str], titles: Sequence[str]) -> BarlScores:
+        """What BARL-ASe says of n items: logits, gate, and how much each neighbor spoke."""
+        return self._behave(*self._tokens(query, titles), self._look(query, item_ids))
+
+    def _tokens(self, query: str, titles: Sequence[str]) -> tuple[TokenRows, TokenRows]:
+        return self.scorer.pairs.encode_queries([query]), self.scorer.pairs.encode_items(titles)
+
+    def _behave(self, query: TokenRows, titles: TokenRows, looked: Looked) -> BarlScores:
+        tokens, row, rows, own = (query, titles), looked.row, looked.rows, looked.own
+        items = self._stored("queries", np.array([row]), 1)
+        queries = self._stored("items", rows, int(self._lengths("items", rows).max(initial=0)))
+        if not own.any():
+            return self.engine.score(*tokens, queries, items)
+        vectors = np.repeat(items.vectors, len(rows), axis=0)
+        counts = np.repeat(items.counts, len(rows))
+        places = np.flatnonzero(own)
+        again = self._without("queries", np.full(len(places), row), rows[places])
+        width = max(vectors.shape[1], again.vectors.shape[1])
+        vectors = np.pad(vectors, ((0, 0), (0, width - vectors.shape[1]), (0, 0)))
+        vectors[places] = np.pad(again.vectors, ((0, 0), (0, width - again.vectors.shape[1]), (0, 0)))
+        counts[places] = again.counts
+        theirs = self._without("items", rows[places], np.full(len(places), row))
+        wide = max(queries.vectors.shape[1], theirs.vectors.shape[1])
+        both = np.pad(queries.vectors, ((0, 0), (0, wide - queries.vectors.shape[1]), (0, 0)))
+        both[places] = np.pad(theirs.vectors, ((0, 0), (0, wide - theirs.vectors.shape[1]), (0, 0)))
+        each = queries.counts.copy()
+        each[places] = theirs.counts
+        return self._split(tokens, Encoded(both, each), Encoded(vectors, counts), items, places)
+
+    def explain(self, query: str, item_id: str, title: str) -> Spoken:
+        """Who spoke for one pair, and how loud."""
+        found = self.behave(query, [item_id], [title])
+        row, item = self.behavior.queries.get(normalize(query), -1), self.behavior.items.get(item_id, -1)
+        names = list(self.behavior.items), list(self.behavior.queries)
+        items = [r for r in self._list("queries", row) if r != item][: self.behavior.slots]
+        queries = [r for r in self._list("items", item) if r != row][: self.behavior.slots]
+        chosen = [
+            Neighbor(names[0][r], self.behavior.titles[r], float(w))
+            for r, w in zip(items, found.item_weights[0], strict=False)
+        ]
+        asked = [Neighbor("", names[1][r], float(w)) for r, w in zip(queries, found.query_weights[0], strict=False)]
+        loudest = [tuple(sorted(side, key=lambda each: -each.weight)) for side in (chosen, asked)]
+        return Spoken(float(found.gate[0]), float(found.text[0]), float(found.behavior[0]), *loudest)
+
+    def _split(
+        self, tokens: tuple[TokenRows, TokenRows], queries: Encoded, items: Encoded, shared: Encoded, places: Rows
+    ) -> BarlScores:
+        """Items that have neighbors of their own apart from those that share the query's."""
+        rest = np.setdiff1d(np.arange(len(tokens[1])), places)
+        parts = [
+            (places, Encoded(items.vectors[places], items.counts[places])),
+            *([(rest, shared)] if len(rest) else []),
+        ]
+        joined: dict[str, Any] = {}
+        for rows, side in parts:
+            found = self.engine.score(
+                tokens[0], tokens[1].take(rows), Encoded(queries.vectors[rows], queries.counts[rows]), side
+            )
+            for name in BarlScores.__slots__:
+                value = getattr(found, name)
+                if name not in joined:
+                    joined[name] = np.zeros((len(tokens[1]), *value.shape[1:]), dtype=np.float32)
+                if value.ndim == 2 and value.shape[1] > joined[name].shape[1]:
+                    joined[name] = np.pad(joined[name], ((0, 0), (0, value.shape[1] - joined[name].shape[1])))
+                if value.ndim == 2:
+                    joined[name][rows, : value.shape[1]] = value
+                else:
+                    joined[name][rows] = value
+        return BarlScores(**joined)
+
+    def _history(self, looked: Looked) -> Floats:
+        assert self.weight is not None
+        exposures, rows = self.behavior.exposures, looked.rows
+        asked = int(exposures["queries"][looked.row]) if looked.row >= 0 else 0
+        shown = np.zeros(len(rows), dtype=np.int64)
+        shown[rows >= 0] = exposures["items"][rows[rows >= 0]]
+        return self.weight(np.full(len(rows), asked), shown, looked.item_counts, looked.query_counts)
+
+    def _look(self, query: str, item_ids: Sequence[str]) -> Looked:
+        row, find = self.behavior.queries.get(normalize(query), -1), self.behavior.items.get
+        rows = np.array([find(item_id, -1) for item_id in item_ids], dtype=np.int64)
+        chosen, slots = self._list("queries", row), self.behavior.slots
+        chose = np.isin(rows, chosen)
+        known = np.flatnonzero(rows >= 0)
+        taken = self.behavior.lists["items"].take(rows[known])
+        led, lengths = np.zeros(len(rows), dtype=np.bool_), np.zeros(len(rows), dtype=np.int64)
+        lengths[known] = taken.lengths
+        led[known[np.repeat(np.arange(len(known)), taken.lengths)[taken.values == row]]] = True
+        items = np.minimum(len(chosen) - chose, slots).astype(np.int64)
+        return Looked(row, rows, items, np.minimum(lengths - led, slots), chose | led)
+
+    def _list(self, side: str, row: int) -> NDArray[np.int32]:
+        found = self.behavior.lists[side]
+        return np.asarray(found.values[found.offsets[row] : found.offsets[row + 1]]) if row >= 0 else found.values[:0]
+
+    def _lengths(self, side: str, rows: Rows) -> Rows:
+        vectors = self.behavior.vectors[side]
+        if not len(vectors):
+            return np.zeros(len(rows), dtype=np.int64)
+        return np.where(rows >= 0, vectors.lengths[np.maximum(rows, 0)], 0)
+
+    def _stored(self, side: str, rows: Rows, width: int) -> Encoded:
+        """Encoded neighbors of rows of a side, padded; -1 is a row without any."""
+        stored, counts = self.behavior.vectors[side], self._lengths(side, rows)
+        width = max(width, int(counts.max(initial=0)))
+        vectors = np.zeros((len(rows), width, stored.values.shape[1]), dtype=np.float32)
+        real = np.flatnonzero(counts)
+        vectors[np.arange(width)[None] < counts[:, None]] = stored.take(rows[real]).values
+        return Encoded(vectors, counts)
+
+    def _without(self, side: str, rows: Rows, left_out: Rows) -> Encoded:
+        """Neighbors of rows of a side encoded anew, each without one."""
+        lists = [
+            [n for n in self._list(side, int(r)) if n != out][: self.behavior.slots]
+            for r, out in zip(rows, left_out, strict=True)
+        ]
+        other = "items" if side == "queries" else "queries"
+        return _encoded(self.engine, other, lists, self.behavior.tokens[other])
+
+
+def _encoded(engine: BarlEngine, texts_of: str, lists: Sequence[Sequence[int]], tokens: TokenRows) -> Encoded:
+    """Neighbor lists, as rows of the texts of a side, encoded."""
+    counts = np.array([len(found) for found in lists], dtype=np.int64)
+    slots = np.zeros((len(lists), int(counts.max(initial=0))), dtype=np.int64)
+    used, places = np.unique(np.array([row for found in lists for row in found], dtype=np.int64), return_inverse=True)
+    slots[np.arange(slots.shape[1])[None] < counts[:, None]] = places
+    return Encoded(engine.encode(texts_of, tokens.take(used), slots, counts), counts)
+
+
+def _rows_of(keys: Sequence[str], lists: Mapping[str, Sequence[str]], others: Sequence[str]) -> list[list[int]]:
+    places = {name: row for row, name in enumerate(others)}
+    return [[places[name] for name in lists.get(key, ())] for key in keys]
+
+
+def _write(
+    folder: Path,
+    engine: BarlEngine,
+    rows: Mapping[str, list[list[int]]],
+    tokens: Mapping[str, TokenRows],
+    shown: Mapping[str, Sequence[int]],
+) -> None:
+    with write_arrays(folder / ARRAYS_FILE, _KINDS) as writer:
+        for side, other in (("queries", "items"), ("items", "queries")):
+            lists = rows[side]
+            writer.add_lengths(f"{side}_list_offsets", np.array([len(found) for found in lists], dtype=np.int64))
+            writer.add(f"{side}_lists", np.array([row for found in lists for row in found], dtype=np.int32))
+            writer.add_lengths(f"{side}_token_offsets", tokens[side].lengths)
+            writer.add(f"{side}_tokens", tokens[side].ids)
+            writer.add(f"{side}_exposures", np.array(shown[side], dtype=np.int64))
+            writer.add_lengths(
+                f"{side}_vector_offsets", np.array([min(len(found), engine.slots) for found in lists], dtype=np.int64)
+            )
+            for start in range(0, len(lists), _CHUNK):
+                cut = [found[: engine.slots] for found in lists[start : start + _CHUNK]]
+                made = _encoded(engine, other, cut, tokens[other])
+                writer.add(f"{side}_vectors", made.vectors[made.mask])
