@@ -1,4 +1,8 @@
-"""Speed, memory and cold start of a model on this machine: what ``pertinent bench`` measures."""
+"""Speed, memory, cold start and judged quality of a model on this machine: what ``pertinent bench`` measures.
+
+Every way of scoring is a contestant in a process of its own. Contestants take turns in one run: the
+milliseconds of one change with the machine's mood, the ratio of two that take turns does not.
+"""
 
 from __future__ import annotations
 
@@ -8,99 +12,304 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from pertinent.config import Config
-from pertinent.errors import ConfigError, ScoringError
-from pertinent.records import Item
+from pertinent.errors import ConfigError, PertinentError, ScoringError
+from pertinent.records import Item, Judgment
+
+if TYPE_CHECKING:
+    from pertinent.evaluation.result import Evaluation
+
+Rival = Literal["sentence-transformers", "onnxruntime", "ctranslate2"]
+# How deep a first ranking is scored again, for the curve of quality against depth.
+DEPTHS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 class BenchConfig(Config):
-    """Settings of ``pertinent bench``."""
+    """Settings of ``pertinent bench``.
+
+    ``against`` runs other toolkits in the same run, turn by turn, on a network of the same sizes and
+    weights. With ``judgments`` (``query``, ``title``, ``grade`` or ``label`` on a ``scale``; those of the
+    split ``train`` are left out) each level is judged too, and the first one at growing depth.
+    ``report`` is a page of charts.
+    """
 
     model: str | None = None
     candidates: list[int] = Field([100, 1000, 3000], min_length=1)
     backends: list[str] | None = None
+    against: tuple[Rival, ...] = ()
     turns: int = Field(10, ge=1)
     items: str | None = None
+    judgments: str | None = None
+    scale: str | None = None
     threads: int | None = Field(None, ge=1)
     query: str = "wireless earbuds"
     columns: dict[str, str] = {}
+    report: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BenchRow:
-    """Speed of one way of scoring at one number of items; ``cold_s`` starts with a new process."""
+    """Speed of one way of scoring at one number of items; ``cold_s`` is from a new process to its first score.
+
+    ``peak_share`` is its arithmetic against the measured peak of the machine; ``quality`` has judged
+    metrics with their intervals. Both are None where they are not known.
+    """
 
     name: str
     candidates: int
     p50_ms: float
+    p90_ms: float
     p99_ms: float
+    items_per_s: float
     rss_mb: float
     cold_s: float
+    peak_share: float | None = None
+    quality: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """All rows of a run, and what the machine and the titles were."""
+    """All rows of a run, what the machine and the titles were, and quality by depth if it was judged."""
 
     rows: tuple[BenchRow, ...]
     machine: str
     titles: str
+    peak_gflops: float
+    depths: tuple[dict[str, float], ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """JSON-able values."""
-        return {"machine": self.machine, "titles": self.titles, "rows": [asdict(row) for row in self.rows]}
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """A way of scoring: a name, and the backend of ours or the rival that does it; ``indexed`` titles are known."""
+
+    name: str
+    runs: str
+    indexed: bool = False
+    model: str | None = None
 
 
 def bench(config: BenchConfig) -> Bench:
-    """Latency, memory and cold start of each backend, each in a process of its own."""
-    from pertinent.engine.backends import BACKENDS, available_cores
+    """Latency, memory, cold start and quality of each contestant, turn by turn, each in its own process."""
+    from pertinent.engine.backends import available_cores
 
     if min(config.candidates) < 1:
         raise ConfigError(f"--candidates: {min(config.candidates)} is not a number of items; give 1 or more")
-    names = config.backends if config.backends is not None else _usable_backends(config.model)
-    for name in names:
+    entered = contestants(config)
+    judged = _judged(config)
+    peak = peak_gflops()
+    with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
+        runners = [stack.enter_context(Runner(config, contestant, Path(folder))) for contestant in entered]
+        times = {(runner.contestant.name, count): [] for runner in runners for count in config.candidates}  # type: dict[tuple[str, int], list[float]]
+        for count in config.candidates:
+            for turn in range(-1, config.turns):
+                for runner in runners:
+                    spent = float(runner.ask({"count": count}))
+                    if turn >= 0:
+                        times[runner.contestant.name, count].append(spent)
+        scores = {r.contestant.name: np.asarray(r.ask({"judge": True})) for r in runners} if judged else {}
+        memory = {runner.contestant.name: float(runner.ask({"memory": True})) for runner in runners}
+    quality = {name: _evaluated(found, judged, config) for name, found in scores.items()}
+    work = _work_gflop(config)
+    rows = [
+        _row(runner, count, times[runner.contestant.name, count], memory, quality, work, peak)
+        for count in config.candidates
+        for runner in runners
+    ]
+    depths = _depths(scores[entered[0].name], judged, config) if judged else []
+    machine = f"{available_cores()} cores, {processor()}"
+    found = Bench(tuple(rows), machine, _titles_in_words(config), peak, tuple(depths))
+    if config.report is not None:
+        from pertinent.artifact import write_text
+
+        write_text(Path(config.report), bench_page(found))
+    return found
+
+
+def contestants(config: BenchConfig) -> list[Contestant]:
+    """Who takes part: the levels of the model, or the backends that were asked for, and the rivals."""
+    from pertinent.engine.backends import BACKENDS
+
+    for name in config.backends or ():
         if name not in BACKENDS:
             raise ConfigError(f"--backends: {name!r} is not a backend; allowed: {', '.join(BACKENDS)}")
-    rows: list[BenchRow] = []
-    for name in names:
-        rows += _bench_in_new_process(config, name)
-    return Bench(tuple(rows), f"{available_cores()} cores, {processor()}", _titles_in_words(config))
+    if config.backends is not None:
+        levels = [(name, name) for name in config.backends]
+    else:
+        usable = _usable_backends(config.model)
+        exact = next(name for name in ("native", "onnx", "torch", *usable) if name in usable)
+        levels = [("late-join" if _joins_late(config.model) else "exact", exact)]
+        levels += [("int8", name) for name in usable if "int8" in name][:1]
+    ours = [
+        Contestant(f"{level}, indexed" if indexed else level, backend, indexed, config.model)
+        for level, backend in levels
+        for indexed in (False, True)
+    ]
+    return [*ours, *(Contestant(name, name, False, config.model) for name in config.against)]
 
 
-def bench_one(config: BenchConfig, backend: str, started: float) -> list[BenchRow]:
-    """The rows of one backend, measured in this process, which began at ``started`` (unix time).
+class Runner:
+    """A contestant in its own process, asked by lines of JSON."""
 
-    Each number of items is scored as texts, and by row of an index that was made beforehand.
+    def __init__(self, config: BenchConfig, contestant: Contestant, folder: Path) -> None:
+        self.contestant = contestant
+        self._settings = {
+            "config": config.plain(),
+            "contestant": asdict(contestant),
+            "folder": str(folder / re.sub(r"\W+", "-", contestant.name)),
+        }
+
+    def __enter__(self) -> Runner:
+        started = time.time()
+        command = [sys.executable, "-c", "from pertinent.bench import serve; serve()"]
+        pipe = subprocess.PIPE
+        self._errors = tempfile.TemporaryFile("w+")
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._errors, text=True)
+        try:
+            self.cold = float(self.ask({**self._settings, "started": started}))
+        except ScoringError:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+        self._errors.close()
+
+    def ask(self, question: Mapping[str, Any]) -> Any:
+        """The answer to one question. Raises ScoringError where the process has ended."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        for line in self._process.stdout:
+            if line.startswith(_ANSWER):
+                return json.loads(line.removeprefix(_ANSWER))
+        self._process.wait()
+        self._errors.seek(0)
+        last = (self._errors.read().strip().splitlines() or ["ended without a word"])[-1]
+        kind = "rival" if self.contestant.runs in ("sentence-transformers", "onnxruntime", "ctranslate2") else "backend"
+        raise ScoringError(f"{kind} {self.contestant.runs}: {last}")
+
+
+_ANSWER = "bench:"
+
+
+def serve() -> None:
+    """Answer the questions of a ``Runner`` on the standard streams; what libraries print goes to the error stream."""
+    answers, sys.stdout = sys.stdout, sys.stderr
+    try:
+        settings = json.loads(sys.stdin.readline())
+        part = Part(BenchConfig.build(settings["config"]), Contestant(**settings["contestant"]), settings["folder"])
+        answers.write(f"{_ANSWER}{json.dumps(time.time() - settings['started'])}\n")
+        answers.flush()
+        for line in sys.stdin:
+            answers.write(f"{_ANSWER}{json.dumps(part.answer(json.loads(line)))}\n")
+            answers.flush()
+    except PertinentError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
+
+
+class Part:
+    """A contestant ready to be measured in this process."""
+
+    def __init__(self, config: BenchConfig, contestant: Contestant, folder: str) -> None:
+        self.config, self.contestant = config, contestant
+        self._folder = Path(folder)
+        self._index: Any = None
+        self._scorer: Any = None
+        self.score: Callable[[str, Sequence[str]], Any]
+        if contestant.runs in ("sentence-transformers", "onnxruntime", "ctranslate2"):
+            from pertinent.rivals import open_rival
+
+            self.score = open_rival(contestant.runs, contestant.model, config.threads, self._folder)
+        else:
+            from pertinent.engine.scorer import Scorer
+
+            self._scorer = Scorer.load(contestant.model, backend=contestant.runs, threads=config.threads)
+            self.score = self._scorer.score
+        self.score(config.query, [config.query])
+        self._titles: list[str] = []
+
+    def answer(self, question: Mapping[str, Any]) -> Any:
+        """Milliseconds of one call with ``count`` titles, the scores of judged pairs, or the peak memory in MB."""
+        if "count" in question:
+            call = self._call(question["count"])
+            start = time.perf_counter()
+            call()
+            return (time.perf_counter() - start) * 1000
+        if "judge" in question:
+            return self._judge()
+        return _peak_mb()
+
+    def _call(self, count: int) -> Callable[[], Any]:
+        if not self._titles:
+            self._titles = distinct_titles(_bench_titles(self.config), max(self.config.candidates))
+        query = self.config.query
+        if not self.contestant.indexed:
+            titles = self._titles[:count]
+            return lambda: self.score(query, titles)
+        if self._index is None:
+            from pertinent.engine.index import ItemIndex
+
+            items = [Item(str(number), title) for number, title in enumerate(self._titles)]
+            scorer = self._scorer
+            self._index = ItemIndex.build(
+                items, scorer.pairs, self._folder, scorer.version, state_writer=scorer.state_writer
+            )
+        rows = np.arange(count)
+        return lambda: self._scorer.score_index(query, self._index, rows)
+
+    def _judge(self) -> list[float]:
+        judged = _judged(self.config)
+        scores = np.zeros(len(judged))
+        places: dict[str, list[int]] = {}
+        for place, judgment in enumerate(judged):
+            places.setdefault(judgment.query, []).append(place)
+        for query, rows in places.items():
+            scores[rows] = self.score(query, [judged[row].title for row in rows])
+        return [float(score) for score in scores]
+
+
+def peak_gflops(size: int = 768, turns: int = 5) -> float:
+    """The best GFLOP/s of small float32 matrix products here, with the cores that numpy takes."""
+    left = np.random.default_rng(0).standard_normal((size, size), dtype=np.float32)
+    best = float("inf")
+    for _ in range(turns + 1):
+        start = time.perf_counter()
+        np.matmul(left, left)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e9
+
+
+def pair_gflop(network: Mapping[str, Any], query_tokens: float, title_tokens: float) -> float:
+    """GFLOP of one pair without padding, the last layer computed for ``[CLS]`` alone, two a multiply-add.
+
+    >>> round(pair_gflop({"layers": 3, "hidden_size": 128, "feed_forward_size": 512}, 7, 26), 4)
+    0.0285
     """
-    from pertinent.engine.index import ItemIndex
-    from pertinent.engine.scorer import Scorer
-    from pertinent.evaluation.speed import measure
-
-    scorer = Scorer.load(config.model, backend=backend, threads=config.threads)
-    scorer.score(config.query, [config.query])
-    cold = time.time() - started
-    titles = distinct_titles(_bench_titles(config), max(config.candidates))
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        items = [Item(str(number), title) for number, title in enumerate(titles)]
-        index = ItemIndex.build(items, scorer.pairs, Path(folder, "index"), scorer.version)
-        for count in config.candidates:
-            ways = {
-                backend: partial(scorer.score, config.query, titles[:count]),
-                f"{backend}, indexed": partial(scorer.score_index, config.query, index, np.arange(count)),
-            }
-            stats = measure(ways, turns=config.turns, warmup=1, items=count).stats
-            rows += [BenchRow(name, count, s.p50, s.p99, _peak_mb(), cold) for name, s in stats.items()]
-    return rows
+    width, feed, tokens = network["hidden_size"], network["feed_forward_size"], query_tokens + title_tokens
+    row = 2 * (4 * width * width + 2 * width * feed) + 4 * tokens * width
+    last = 4 * width * width * tokens + 2 * (2 * width * width + 2 * width * feed) + 4 * tokens * width
+    return float(((network["layers"] - 1) * row * tokens + last) / 1e9)
 
 
 def distinct_titles(titles: Sequence[str], count: int) -> list[str]:
@@ -125,6 +334,125 @@ def processor() -> str:
         return ", ".join(cpu_flags(Path("/proc/cpuinfo").read_text())) or "no vector instructions known"
     except OSError:
         return "instructions not known"
+
+
+def bench_page(found: Bench) -> str:
+    """The run as one page of charts and its table, without scripts."""
+    from pertinent.charts import Axis, Series, line_chart, log_ticks, round_ticks
+    from pertinent.page import facts, grid, page, section, table
+
+    names = list(dict.fromkeys(row.name for row in found.rows))
+    counts, spent = [row.candidates for row in found.rows], [row.p50_ms for row in found.rows]
+    across = Axis(min(counts), max(*counts, min(counts) + 1), "candidates", log_ticks(min(counts), max(counts)), True)
+    low, high = min(spent), max(*spent, min(spent) * 1.01)
+    up = Axis(low, high, "p50, ms", log_ticks(low, high), True)
+    lines = [Series(n, [(r.candidates, r.p50_ms) for r in found.rows if r.name == n]) for n in names]
+    figures = [
+        line_chart("Latency", "p50 by number of candidates, both axes logarithmic", across, up, lines, dots=True)
+    ]
+    if found.depths:
+        points = [(entry["depth"], entry["ndcg@10"]) for entry in found.depths]
+        least, most = min(y for _, y in points), max(y for _, y in points)
+        depth = Axis(1, max(points[-1][0], 2), "depth", log_ticks(1, max(points[-1][0], 2)), True)
+        height = Axis(least - 0.01, most + 0.01, "NDCG@10", round_ticks(least - 0.01, most + 0.01))
+        text = "NDCG@10 when the best items of BM25 are scored again down to a depth"
+        figures.append(line_chart("How deep to go", text, depth, height, [Series("reranked", points)], dots=True))
+    header = ["name", "candidates", "p50 ms", "p90 ms", "p99 ms", "items/s", "memory MB", "cold s", "peak", "AUC"]
+    body = [[escape(cell) for cell in cells_of(row)] for row in found.rows]
+    told = {"machine": found.machine, "titles": found.titles, "float32 peak": f"{found.peak_gflops:.0f} GFLOP/s"}
+    return page("Bench", [facts(told), section("Charts", grid(figures)), section("Rows", table("Rows", header, body))])
+
+
+def cells_of(row: BenchRow) -> list[str]:
+    """A row of the bench as texts: speed, memory, cold start, share of the peak, AUC."""
+    share = "-" if row.peak_share is None else f"{row.peak_share:.0%}"
+    auc = "-" if not row.quality else f"{row.quality['auc']['value']:.3f}"
+    speed = [f"{value:.1f}" for value in (row.p50_ms, row.p90_ms, row.p99_ms)]
+    held = [f"{row.items_per_s:,.0f}", f"{row.rss_mb:.0f}", f"{row.cold_s:.2f}"]
+    return [row.name, str(row.candidates), *speed, *held, share, auc]
+
+
+def _row(
+    runner: Runner,
+    count: int,
+    times: list[float],
+    memory: Mapping[str, float],
+    quality: Mapping[str, Evaluation],
+    work: float | None,
+    peak: float,
+) -> BenchRow:
+    from pertinent.evaluation.speed import latency_stats
+
+    name, stats = runner.contestant.name, latency_stats(times, count)
+    share = None if work is None else work * count / (stats.p50 / 1000) / peak
+    judged = quality.get(name)
+    found = None if judged is None else {key: judged.metrics[key].plain() for key in ("auc", "ndcg@10")}
+    return BenchRow(
+        name, count, stats.p50, stats.p90, stats.p99, stats.items_per_second, memory[name], runner.cold, share, found
+    )
+
+
+def _judged(config: BenchConfig) -> list[Judgment]:
+    if config.judgments is None:
+        return []
+    from pertinent.data.readers import read_items, read_judgments
+
+    items = None if config.items is None else read_items(config.items, rename=config.columns)
+    rows = read_judgments(config.judgments, items=items, scale=config.scale)
+    return [row for row in rows if row.split != "train"]
+
+
+def _evaluated(scores: NDArray[Any], judged: Sequence[Judgment], config: BenchConfig) -> Evaluation:
+    from pertinent.data.grades import lowest_relevant
+    from pertinent.evaluation.evaluate import evaluate_scores
+
+    grade = lowest_relevant(judged, config.scale)
+    return evaluate_scores(scores, judged, name="bench", positive_grade=grade, segment_by=())
+
+
+def _depths(scores: NDArray[Any], judged: Sequence[Judgment], config: BenchConfig) -> list[dict[str, float]]:
+    """NDCG@10 when the first items of BM25 are put in the model's order down to each depth, the rest left behind."""
+    from pertinent.models.lexical import BM25
+    from pertinent.records import by_query
+
+    first = BM25().fit([judgment.title for judgment in judged])
+    groups = [rows for _, rows in by_query(judged)]
+    ranks = np.zeros(len(judged))
+    for rows in groups:
+        order = np.argsort(-first.score(judged[rows[0]].query, [judged[row].title for row in rows]), kind="stable")
+        ranks[np.array(rows)[order]] = np.arange(len(rows))
+    longest = max(len(rows) for rows in groups)
+    found = []
+    for depth in [d for d in DEPTHS if d < longest] + [longest]:
+        merged = np.where(ranks < depth, 1 + scores, -ranks)
+        value = _evaluated(merged, judged, config).metrics["ndcg@10"]
+        found.append({"depth": depth, "ndcg@10": value.value, "low": value.low, "high": value.high})
+    return found
+
+
+def _work_gflop(config: BenchConfig) -> float | None:
+    """GFLOP of a pair of this run's query with a title of mean length; None where the sizes are not of our encoder."""
+    from pertinent.artifact import open_artifact
+    from pertinent.folders import shipped_folder
+    from pertinent.models.store import load_pairs, model_settings
+
+    model = open_artifact(config.model or shipped_folder(), kind="model", verify=False)
+    network = model_settings(model)["network"]
+    if network.get("type", "ei_src") != "ei_src" or network.get("join_layer") or network.get("one_way"):
+        return None
+    pairs = load_pairs(model)
+    titles = pairs.encode_items(_bench_titles(config)[: max(config.candidates)])
+    query = pairs.encode_queries([config.query])
+    return pair_gflop(network, float(query.lengths[0]) + 2, float(titles.lengths.mean()) + 1)
+
+
+def _joins_late(model: str | None) -> bool:
+    from pertinent.artifact import open_artifact
+    from pertinent.folders import shipped_folder
+    from pertinent.models.joining import state_width
+    from pertinent.models.store import model_settings
+
+    return state_width(model_settings(open_artifact(model or shipped_folder(), verify=False))["network"]) > 0
 
 
 def _usable_backends(model: str | None) -> list[str]:
@@ -160,30 +488,6 @@ def _bench_titles(config: BenchConfig) -> list[str]:
     if not model.has(GOLDEN_FILE):
         raise ConfigError(f"{model.path} holds no titles to measure with; give a catalog with --items FILE")
     return [pair.title for pair in read_golden(model.file(GOLDEN_FILE), "float32")[0]]
-
-
-_CHILD = """
-import json, sys
-from pertinent.bench import BenchConfig, bench_one
-from dataclasses import asdict
-from pertinent.errors import PertinentError
-settings = json.loads(sys.argv[1])
-try:
-    rows = bench_one(BenchConfig.build(settings["config"]), settings["backend"], settings["started"])
-except PertinentError as error:
-    print(error, file=sys.stderr)
-    sys.exit(2)
-print(json.dumps([asdict(row) for row in rows]))
-"""
-
-
-def _bench_in_new_process(config: BenchConfig, backend: str) -> list[BenchRow]:
-    settings = {"config": config.plain(), "backend": backend, "started": time.time()}
-    command = [sys.executable, "-c", _CHILD, json.dumps(settings)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ScoringError(f"backend {backend}: {(done.stderr.strip().splitlines() or ['ended without a word'])[-1]}")
-    return [BenchRow(**row) for row in json.loads(done.stdout.splitlines()[-1])]
 
 
 def _peak_mb() -> float:

@@ -11,16 +11,18 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from pertinent.artifact import Artifact
 from pertinent.config import Config
 from pertinent.errors import ConfigError
-from pertinent.records import Item, PairScorer, Scored
+from pertinent.records import Item, Judgment, PairScorer, Scored
 
 if TYPE_CHECKING:
     from pertinent.bench import Bench, BenchConfig
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from pertinent.doctor import Health
     from pertinent.engine.behavior import Spoken
     from pertinent.engine.export import ExportConfig
+    from pertinent.engine.gate import Fall
     from pertinent.engine.hot_pairs import CacheConfig
     from pertinent.engine.index import IndexConfig
     from pertinent.engine.scorer import Scorer
@@ -151,7 +154,27 @@ def export(config: ExportConfig) -> Artifact | PlainFolder:
     if config.judgments is None:
         return stage.export(config, [])
     items = read_items(config.items) if config.items is not None else None
-    return stage.export(config, read_judgments(config.judgments, items=items, scale=config.scale))
+    judgments = read_judgments(config.judgments, items=items, scale=config.scale)
+    return stage.export(config, judgments, partial(_falls, config.scale))
+
+
+def _falls(
+    scale: str | None, judgments: Sequence[Judgment], exact: NDArray[np.float32], cheap: NDArray[np.float32]
+) -> dict[str, Fall]:
+    """How far judged metrics fall from exact to cheaper logits, paired by query."""
+    from pertinent.data.grades import lowest_relevant
+    from pertinent.engine.gate import Fall
+    from pertinent.evaluation.compare import compare
+    from pertinent.evaluation.evaluate import evaluate_scores
+    from pertinent.probability import probability_curve
+
+    grade, curve = lowest_relevant(judgments, scale), probability_curve(None)
+    first, second = (
+        evaluate_scores(curve(logits), judgments, name=name, positive_grade=grade, bootstrap=0, segment_by=())
+        for name, logits in (("float32", exact), ("int8", cheap))
+    )
+    found = compare(first, second)
+    return {name: Fall(*found[name][:3]) for name in ("auc", "ndcg@10") if name in found}
 
 
 def index(config: IndexConfig) -> Artifact:
@@ -159,23 +182,28 @@ def index(config: IndexConfig) -> Artifact:
     from pertinent.artifact import open_artifact
     from pertinent.data.readers import iterate_items, read_item_ids, read_items, renames_by_file
     from pertinent.engine.index import ItemIndex
+    from pertinent.engine.scorer import Scorer
     from pertinent.folders import shipped_folder
-    from pertinent.models.store import load_pairs
+    from pertinent.models.joining import state_width
+    from pertinent.models.store import load_pairs, model_settings
 
     _check_index(config)
     assert config.out is not None
     model = open_artifact(config.model or shipped_folder(), kind="model")
+    late = state_width(model_settings(model)["network"])
+    states = Scorer.load(model.path).state_writer if late else None
     pairs = load_pairs(model)
     if config.update or config.delete is not None:
         tables = [path for path in (config.items, config.delete) if path is not None and not path.endswith(".txt")]
         renames = renames_by_file(tables, config.columns)
         items = [] if config.items is None else read_items(config.items, rename=renames[config.items])
         gone = [] if config.delete is None else read_item_ids(config.delete, renames.get(config.delete))
-        ItemIndex.update(config.out, pairs, items, gone, model.version, config)
+        ItemIndex.update(config.out, pairs, items, gone, model.version, config, states)
     else:
         assert config.items is not None
         make = ItemIndex.replace if config.replace and Path(config.out).exists() else ItemIndex.build
-        make(iterate_items(config.items, config.columns, config.chunk), pairs, config.out, model.version, config)
+        catalog = iterate_items(config.items, config.columns, config.chunk)
+        make(catalog, pairs, config.out, model.version, config, states)
     return open_artifact(config.out, kind="index")
 
 
@@ -274,6 +302,17 @@ def show_artifact(result: Artifact | PlainFolder, config: Config) -> None:
     metrics = {name: value for name, value in result.metrics.items() if isinstance(value, (int, float, str))}
     if metrics:
         print_table(["metric", "value"], [[name, _number(value)] for name, value in metrics.items()])
+    if "int8" in result.metrics:
+        print_table(["int8 gate", ""], _gate_rows(result.metrics["int8"]))
+
+
+def _gate_rows(gate: Mapping[str, Any]) -> list[list[str]]:
+    """The gate of int8 as an artifact keeps it, as rows of a table."""
+    rows = [[name.replace("_", " "), _number(gate[name])] for name in ("spearman", "top_overlap", "judged_loss")]
+    for name, fall in gate.get("judged", {}).items():
+        rows.append([f"fall of {name}", f"{_number(fall['value'])} [{_number(fall['low'])}, {_number(fall['high'])}]"])
+    kept = ", ".join(gate.get("cheap", [])) or "nothing"
+    return [*rows, ["pairs", str(gate["pairs"])], ["kept in 8 bits", kept], ["reasons", "; ".join(gate["reasons"])]]
 
 
 def show_weak(result: WeakTable, config: Config) -> None:
@@ -298,11 +337,6 @@ def show_mined(result: Artifact, config: MineConfig) -> None:
     print_lines([f"report: {result.file('report.html')}"])
 
 
-def show_bench(result: Bench, config: BenchConfig) -> None:
-    """Print the speed table."""
-    rows = [
-        [r.name, str(r.candidates), f"{r.p50_ms:.1f}", f"{r.p99_ms:.1f}", f"{r.rss_mb:.0f}", f"{r.cold_s:.2f}"]
-        for r in result.rows
 def show_bulk(result: BulkResult, config: Config) -> None:
     """Print how many pairs were scored, and how fast."""
     told = result.plain()
@@ -311,9 +345,28 @@ def show_bulk(result: BulkResult, config: Config) -> None:
     print_lines([f"{result.seconds:.1f} s, {told['pairs_per_second']:.0f} pairs a second"])
 
 
+def show_bench(result: Bench, config: BenchConfig) -> None:
+    """Print the speed table."""
+    from pertinent.bench import cells_of
+
+    header = [
+        "name",
+        "candidates",
+        "p50 ms",
+        "p90 ms",
+        "p99 ms",
+        "items/s",
+        "memory MB",
+        "cold start s",
+        "of peak",
+        "AUC",
     ]
-    print_table(["name", "candidates", "p50 ms", "p99 ms", "memory MB", "cold start s"], rows)
-    print_lines([f"machine: {result.machine}; titles: {result.titles}"])
+    print_table(header, [cells_of(row) for row in result.rows])
+    print_lines([f"machine: {result.machine}, {result.peak_gflops:.0f} GFLOP/s; titles: {result.titles}"])
+    for entry in result.depths:
+        print_lines([f"NDCG@10 at depth {entry['depth']:.0f}: {entry['ndcg@10']:.3f}"])
+    if config.report is not None:
+        print_lines([f"report: {config.report}"])
 
 
 def show_stopped(result: Stopped, config: Config) -> None:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pertinent import bench, cli, commands, doctor
@@ -355,31 +356,51 @@ print(subprocess.run([sys.executable, "-c", {child!r}], capture_output=True, tex
     assert 5 < float(done.stdout) < 300
 
 
-def test_bench_says_when_titles_are_fewer_than_candidates(
-    shop: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    row = bench.BenchRow("onnx", 5, 1.0, 1.0, 1.0, 1.0)
-    monkeypatch.setattr(bench, "_bench_in_new_process", lambda config, name: [row])
-    argv = ["bench", "model", "--items", "items.csv", "--backends", "onnx", "--candidates"]
-    assert ask_json(capsys, *argv, "5")["titles"] == "items.csv"
-    assert ask_json(capsys, *argv, "2,6")["titles"] == (
-        "items.csv, which are 5; the others of 6 are these with their words turned round"
-    )
+def test_bench_says_when_titles_are_fewer_than_candidates(shop: Path, model: Path) -> None:
+    def words(*candidates: int) -> str:
+        return bench._titles_in_words(bench.BenchConfig(model="model", items="items.csv", candidates=[*candidates]))
+
+    assert words(5) == "items.csv"
+    assert words(2, 6) == "items.csv, which are 5; the others of 6 are these with their words turned round"
 
 
 def test_bench_in_this_process(
-    shop: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    shop: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    config = bench.BenchConfig(model="model", items="items.csv", candidates=[2, 4], turns=1)
-    rows = bench.bench_one(config, "onnx", started=0.0)
-    assert [(row.name, row.candidates) for row in rows][:2] == [("onnx", 2), ("onnx, indexed", 2)]
-    monkeypatch.setattr(bench, "_bench_in_new_process", lambda config, name: [rows[0]])
-    found = ask_json(capsys, "bench", "model", "--items", "items.csv", "--candidates", "2")
-    assert len(found["rows"]) == 2  # torch and onnx, as the model has no int8 graph
+    Path("judged.csv").write_text("query,title,grade\n" + "".join(f"q{n % 3},tea pot {n},{n % 2}\n" for n in range(12)))
+    config = bench.BenchConfig(model="model", items="items.csv", candidates=[2, 4], turns=1, judgments="judged.csv")
+    entered = bench.contestants(config)
+    assert [each.name for each in entered] == ["exact", "exact, indexed"]  # the model has no int8 graph
+    scores = []
+    for number, contestant in enumerate(entered):
+        part = bench.Part(config, contestant, str(tmp_path / f"index-{number}"))
+        assert part.answer({"count": 2}) > 0
+        assert part.answer({"memory": True}) > 10
+        scores.append(part.answer({"judge": True}))
+    assert len(scores[0]) == 12
+    judged = bench._judged(config)
+    depths = bench._depths(np.array(scores[0]), judged, config)
+    assert [entry["depth"] for entry in depths] == [1, 2, 4]
+    whole = bench._evaluated(np.array(scores[0]), judged, config).metrics["ndcg@10"].value
+    assert depths[-1]["ndcg@10"] == pytest.approx(whole), "at full depth the order is the model's"
     (model / "tokenizer.json").unlink()
     assert "no backend can load this model" in refused(capsys, "bench", "model", "--items", "items.csv")
     monkeypatch.setattr(bench, "Path", _NoCpuInfo)
     assert bench.processor() == "instructions not known"
+
+
+def test_the_page_of_a_bench_has_every_row_and_both_charts() -> None:
+    quality = {"auc": {"value": 0.9, "low": 0.8, "high": 1.0}}
+    rows = [
+        bench.BenchRow(name, count, 2.0 * count, 3.0, 4.0, 100.0, 50.0, 0.5, 0.25, quality)
+        for name in ("exact", "größe <b>")
+        for count in (10, 100)
+    ]
+    depths = ({"depth": 1, "ndcg@10": 0.5, "low": 0.4, "high": 0.6}, {"depth": 10, "ndcg@10": 0.7, "low": 0, "high": 1})
+    found = bench.bench_page(bench.Bench(tuple(rows), "2 cores", "items.csv", 100.0, depths))
+    assert found.count("<figure") == 2
+    assert found.count("<tr>") == 1 + len(rows)
+    assert "25%" in found and "0.900" in found and "<b>" not in found.split("<style>")[1].split("</style>")[1]
 
 
 def test_a_bench_process_that_fails_is_one_line(shop: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,11 +12,12 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,13 +29,24 @@ from pertinent.artifact import MANIFEST, Artifact, open_artifact, read_json, wri
 from pertinent.config import Config
 from pertinent.correlation import spearman
 from pertinent.engine.backends import available_cores
+from pertinent.engine.gate import Gate, JudgedFalls, enough, gate
 from pertinent.engine.golden import GOLDEN_FILE, golden_logits
-from pertinent.engine.graph import GRAPH_FILE, INT8_GRAPH_FILE, TRANSPOSED
+from pertinent.engine.graph import (
+    AHEAD_GRAPH_FILE,
+    AHEAD_INPUTS,
+    GRAPH_FILE,
+    INT8_GRAPH_FILE,
+    JOIN_GRAPH_FILE,
+    JOIN_INPUTS,
+    TRANSPOSED,
+)
+from pertinent.engine.late import join_inputs, query_inputs, title_inputs
 from pertinent.engine.onnx_backend import OnnxBackend, OnnxInt8Backend, open_session, read_weights
 from pertinent.engine.scorer import Scorer
 from pertinent.engine.torch_backend import TorchBackend
 from pertinent.errors import ArtifactError, ConfigError, DataError, need
 from pertinent.folders import shipped_folder
+from pertinent.models.joining import state_width
 from pertinent.models.store import WEIGHTS_FILE, load_network, save_network
 from pertinent.models.weights import load_weights
 from pertinent.probability import CALIBRATION_FILE, Platt, calibration_from
@@ -46,8 +58,6 @@ PARITY = 1e-4
 OPSET = 20  # the first with Gelu as one operator
 IR_VERSION = 10  # what every ONNX Runtime that we allow can read
 GATE_FILE = "int8_gate.json"
-# The gate wants this many times as many pairs as it compares at the top: among fewer, most are in it anyhow.
-EVIDENCE = 3
 # Smaller weights than this stay inside the graph file.
 _EXTERNAL_FROM = 8
 
@@ -57,7 +67,8 @@ class ExportConfig(Config):
 
     The limits compare int8 with float32 on judged pairs, of all queries together: rank correlation
     of the scores, how many of the ``top`` best pairs are the same, and how far rank correlation with
-    the grades may fall. Fewer than three times ``top`` pairs, or grades that are all equal, are no
+    the grades may fall; AUC and NDCG@10 may not fall beyond chance. Parts of the network that do harm
+    go back to float32. Fewer than three times ``top`` pairs, or grades that are all equal, are no
     evidence, and int8 is not kept. Judgments of the split ``train`` are left out.
     Judgments without titles need ``items``, labels that are no grades need a ``scale``.
 
@@ -76,49 +87,33 @@ class ExportConfig(Config):
     pairs: int = Field(2_000, ge=1)
     top: int = Field(100, ge=1)
     min_spearman: float = Field(0.999, ge=-1.0, le=1.0)
-    min_top_overlap: float = Field(0.95, ge=0.0, le=1.0)
+    min_top_overlap: float = Field(0.98, ge=0.0, le=1.0)
     max_judged_loss: float = Field(0.005, ge=0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """What was measured between int8 and float32, and whether it was enough.
-
-    ``top_overlap`` is the share of equal pairs among the ``ExportConfig.top`` best of all pairs;
-    ``judged_loss`` is how much the rank correlation with the grades fell. NaN where it is undefined.
-    """
-
-    passed: bool
-    pairs: int
-    spearman: float
-    top_overlap: float
-    judged_loss: float
-    reasons: list[str]
-
-    def plain(self) -> dict[str, Any]:
-        """The fields as JSON-able values; None where a number is undefined."""
-        return {name: None if value != value else value for name, value in asdict(self).items()}
 
 
 def write_graph(network: Any, folder: str | Path) -> float:
     """Write ``graph.onnx`` beside the saved weights; the largest difference to torch that was seen.
 
-    ``save_network`` comes first: the graph holds no large weights of its own but reads those of
-    ``model.safetensors``, and is compared with torch on exactly these. Raises ArtifactError, and
-    leaves no graph, where logits differ by more than 1e-4 on ragged batches.
+    A late join also gets ``graph.ahead.onnx`` (titles ahead of the query) and ``graph.join.onnx`` (one
+    query with such titles). ``save_network`` comes first: graphs hold no large weights of their own but
+    read those of ``model.safetensors``, and are compared with torch on exactly these. Raises
+    ArtifactError, and leaves no graph, where logits differ by more than 1e-4 on ragged batches.
     """
     folder = Path(folder)
     network = _as_saved(network, folder)
-    model = _trace(network)
-    _externalize(model, _stored_weights(folder))
-    return _keep_if_equal(model, network, folder)
+    weights = _stored_weights(folder)
+    models = {}
+    for part in _parts(network):
+        models[part.file] = _trace(network, part)
+        _externalize(models[part.file], weights)
+    return _keep_if_equal(models, network, folder)
 
 
-def write_int8_graph(folder: str | Path) -> None:
+def write_int8_graph(folder: str | Path, floats: Sequence[str] = ()) -> None:
     """Write ``graph.int8.onnx`` from ``graph.onnx``: matrix products in 8 bits, scales taken from each batch.
 
-    Word vectors stay in ``model.safetensors``. Whether the result is good enough is for
-    ``int8_gate`` to say.
+    The parts ``floats`` stay float32. Word vectors stay in ``model.safetensors``. Whether the result is
+    good enough is for the gate to say.
     """
     folder = Path(folder)
     onnx = need("onnx", extra="train")
@@ -129,9 +124,7 @@ def write_int8_graph(folder: str | Path) -> None:
     for tensor in model.graph.initializer:
         if tensor.name in weights:
             tensor.CopyFrom(onnx.numpy_helper.from_array(weights[tensor.name], tensor.name))
-    # Products of two activations, as in attention, gain little and lose much.
-    stored = {tensor.name for tensor in model.graph.initializer}
-    nodes = [n.name for n in model.graph.node if n.op_type == "MatMul" and n.input[1] in stored]
+    nodes = [node.name for node in _products(model) if _part_of(node.input[1]) not in floats]
     with tempfile.TemporaryDirectory(dir=folder) as work, _quiet():
         source, target = Path(work, "float.onnx"), Path(work, "int8.onnx")
         onnx.save(model, source)
@@ -144,10 +137,11 @@ def write_int8_graph(folder: str | Path) -> None:
     open_session(folder / INT8_GRAPH_FILE, folder / WEIGHTS_FILE)  # refuses what it could not serve
 
 
-def export(config: ExportConfig, judgments: Sequence[Judgment]) -> Artifact:
+def export(config: ExportConfig, judgments: Sequence[Judgment], falls: JudgedFalls | None = None) -> Artifact:
     """The model with its graph files, in place or at ``out``; int8 only where the gate lets it pass.
 
     ``judgments`` are real pairs to compare int8 with float32 on; without int8 they may be empty.
+    ``falls`` measures judged quality on them, beside the rank correlation with the grades.
     The manifest's metrics tell what was kept and why. A cross-encoder folder of another toolkit is
     made a model first.
     """
@@ -164,20 +158,18 @@ def export(config: ExportConfig, judgments: Sequence[Judgment]) -> Artifact:
     network, pairs = load_network(artifact)
     metrics = {name: value for name, value in artifact.metrics.items() if name != "int8"}  # of an earlier export
     inputs = {**artifact.manifest.get("inputs", {}), "model": artifact.version}
-    dropped = {GRAPH_FILE, INT8_GRAPH_FILE, GATE_FILE, GOLDEN_FILE}
+    dropped = {GRAPH_FILE, INT8_GRAPH_FILE, AHEAD_GRAPH_FILE, JOIN_GRAPH_FILE, GATE_FILE, GOLDEN_FILE}
     with write_artifact(config.out or artifact.path, "model", artifact.config, inputs, metrics) as folder:
         for name in artifact.manifest["files"].keys() - dropped:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(artifact.path / name, folder / name)
         metrics["onnx_difference"] = write_graph(network, folder)
         if config.int8:
-            write_int8_graph(folder)
-            gate = int8_gate(folder, pairs, judgments, config)
-            metrics["int8"] = gate.plain()
-            if not gate.passed:
-                (folder / INT8_GRAPH_FILE).unlink()
-                _log.warning("int8 is not kept: %s", "; ".join(gate.reasons))
-            write_json(folder / GATE_FILE, gate.plain())
+            found = choose_int8(folder, pairs, judgments, config, falls)
+            metrics["int8"] = found.plain()
+            if not found.passed:
+                _log.warning("int8 is not kept: %s", "; ".join(found.reasons))
+            write_json(folder / GATE_FILE, found.plain())
         if artifact.has(GOLDEN_FILE):
             golden = read_json(artifact.file(GOLDEN_FILE))
             write_golden(folder, [Pair(*pair) for pair in golden["pairs"]], network, pairs)
@@ -245,41 +237,68 @@ def write_golden(folder: str | Path, pairs: Sequence[Pair], network: Any, tokeni
     write_json(folder / GOLDEN_FILE, {"pairs": [list(pair) for pair in pairs], "logits": rounded})
 
 
-def int8_gate(folder: Path, pairs: Any, judgments: Sequence[Judgment], config: ExportConfig) -> Gate:
-    """How int8 compares with float32 in a folder being written.
+def choose_int8(
+    folder: Path, pairs: Any, judgments: Sequence[Judgment], config: ExportConfig, falls: JudgedFalls | None = None
+) -> Gate:
+    """Write ``graph.int8.onnx`` with as many parts in 8 bits as pass the gate; it is gone where none do.
 
-    On the first ``config.pairs`` judgments, those of the split ``train`` left out.
+    All parts are tried first. Where that fails, each part alone is tried, and parts go back to float32
+    one after the other, the most harmful first. On the first ``config.pairs`` judgments, those of the
+    split ``train`` left out.
     """
     judged = _held_out(judgments)[: config.pairs]
-    texts = [Pair(j.query, j.title) for j in judged]
-    cores = available_cores()
-    scores = []
-    for kind, graph in ((OnnxBackend, GRAPH_FILE), (OnnxInt8Backend, INT8_GRAPH_FILE)):
-        backend = kind(open_session(folder / graph, folder / WEIGHTS_FILE), cores)
-        scores.append(Scorer(backend, pairs).pair_logits(texts))
-    exact, rounded = scores
-    grades = np.array([j.grade for j in judged])
-    agreement = spearman(exact, rounded)
-    top = min(config.top, len(judged))
-    overlap = len({*_top(exact, top)} & {*_top(rounded, top)}) / top
-    loss = spearman(exact, grades) - spearman(rounded, grades)
-    reasons = []
-    if len(judged) < EVIDENCE * config.top:
-        reasons.append(
-            f"{len(judged)} judged pairs are too few to compare the top {config.top}, "
-            f"at least {EVIDENCE * config.top} are wanted"
-        )
-    if len(np.unique(grades)) < 2:
-        reasons.append("all grades are equal, so they tell nothing about an order")
-    elif not loss <= config.max_judged_loss:
-        reasons.append(f"rank correlation with the grades falls by {loss:.4f}, at most {config.max_judged_loss} may go")
-    if not agreement >= config.min_spearman:
-        reasons.append(f"rank correlation with float32 is {agreement:.5f}, at least {config.min_spearman} is wanted")
-    if not overlap >= config.min_top_overlap:
-        reasons.append(
-            f"{overlap:.0%} of the top {top} pairs are the same, at least {config.min_top_overlap:.0%} are wanted"
-        )
-    return Gate(not reasons, len(judged), agreement, overlap, loss, reasons)
+    texts = [Pair(judgment.query, judgment.title) for judgment in judged]
+    exact = Scorer(OnnxBackend(open_session(folder / GRAPH_FILE, folder / WEIGHTS_FILE), available_cores()), pairs)
+    wanted = exact.pair_logits(texts)
+    parts = int8_parts(folder)
+
+    def scores(floats: Sequence[str]) -> NDArray[np.float32]:
+        write_int8_graph(folder, floats)
+        session = open_session(folder / INT8_GRAPH_FILE, folder / WEIGHTS_FILE)
+        return Scorer(OnnxInt8Backend(session, available_cores()), pairs).pair_logits(texts)
+
+    def tried(floats: Sequence[str]) -> Gate:
+        found = gate(wanted, scores(floats), judged, config, falls)
+        kept = tuple(part for part in parts if part not in floats)
+        return replace(found, cheap=kept, exact=tuple(part for part in parts if part in floats))
+
+    first = found = tried([])
+    if not first.passed and enough(judged, config) and len(parts) > 1:
+        harm = {part: -spearman(wanted, scores([other for other in parts if other != part])) for part in parts}
+        order = sorted(parts, key=lambda part: -harm[part])
+        for count in range(1, len(order)):
+            found = tried(order[:count])
+            if found.passed:
+                _log.info("int8 is kept, but for %s, which stay float32", ", ".join(found.exact))
+                return found
+    if not found.passed:
+        (folder / INT8_GRAPH_FILE).unlink()
+        return replace(first, cheap=(), exact=tuple(parts))
+    return found
+
+
+def int8_parts(folder: Path) -> list[str]:
+    """The parts of the network in ``graph.onnx`` that can be computed in 8 bits, such as ``layer 0 attention``."""
+    model = need("onnx", extra="train").load(folder / GRAPH_FILE, load_external_data=False)
+    return list(dict.fromkeys(_part_of(node.input[1]) for node in _products(model)))
+
+
+def _products(model: Any) -> list[Any]:
+    """Products with a stored weight. Those of two activations, as in attention, gain little and lose much in 8 bits."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    return [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in stored]
+
+
+def _part_of(weight: str) -> str:
+    """The part of a network that a weight belongs to.
+
+    >>> _part_of("encoder.layers.1.feed_in.weight^T"), _part_of("pooler.weight^T")
+    ('layer 1 feed-forward', 'head')
+    """
+    match = re.match(r"encoder\.layers\.(\d+)\.(\w+)", weight)
+    if match is None:
+        return "head"
+    return f"layer {match[1]} {'feed-forward' if match[2].startswith('feed') else 'attention'}"
 
 
 # Widths to try where a network counts no positions.
@@ -309,10 +328,6 @@ def _held_out(judgments: Sequence[Judgment]) -> list[Judgment]:
     return [judgment for judgment in judgments if judgment.split != "train"]
 
 
-def _top(scores: NDArray[np.float32], count: int) -> list[int]:
-    return [int(row) for row in np.argsort(-scores, kind="stable")[:count]]
-
-
 def _stored_weights(folder: Path) -> dict[str, NDArray[Any]]:
     """The saved weights by name, float32 where they are floats."""
     if not (folder / WEIGHTS_FILE).is_file():
@@ -328,33 +343,62 @@ def _as_saved(network: Any, folder: Path) -> Any:
     return network
 
 
-def _trace(network: Any) -> Any:
-    """The network as an ONNX model with all weights inside, batch and length free."""
-    torch = need("torch", extra="train")
-    need("onnxscript", extra="train")
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What a graph file computes: a call of the network, on inputs like these, with free sizes."""
+
+    file: str
+    call: Callable[..., Any]
+    example: dict[str, NDArray[Any]]
+    free: Mapping[str, tuple[int, ...]]
+    output: str
+
+
+def _parts(network: Any) -> list[_Part]:
+    """The graph of whole pairs; for a late join also those of titles ahead and of a query with such titles."""
     from pertinent.models.blocks import relevance_logit
 
-    class Relevance(torch.nn.Module):  # type: ignore[name-defined]
+    batch = next(ragged_batches(network.config))
+    both = dict.fromkeys(MODEL_INPUTS, (0, 1))
+    parts = [_Part(GRAPH_FILE, lambda *inputs: relevance_logit(network(*inputs)), batch.inputs(), both, "logit")]
+    if getattr(network.config, "joins_late", False) and hasattr(network, "ahead"):
+        titles, states = title_inputs(batch), dict.fromkeys(AHEAD_INPUTS, (0, 1))
+        parts.append(_Part(AHEAD_GRAPH_FILE, network.ahead, titles, states, "states"))
+        width = state_width(network.config.plain())
+        known = np.zeros((*titles["mask"].shape, width), dtype=np.float16)
+        query = join_inputs(query_inputs(batch), known, titles["mask"])
+        free = {name: (0, 1) if name.startswith("item") else (1,) for name in JOIN_INPUTS}
+        parts.append(
+            _Part(JOIN_GRAPH_FILE, lambda *inputs: relevance_logit(network.join(*inputs)), query, free, "logit")
+        )
+    return parts
+
+
+def _trace(network: Any, part: _Part) -> Any:
+    """A part of the network as an ONNX model with all weights inside."""
+    torch = need("torch", extra="train")
+    need("onnxscript", extra="train")
+
+    class Called(torch.nn.Module):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.network = network
 
-        def forward(self, token_ids: Any, mask: Any, segment_ids: Any, position_ids: Any, term_class_ids: Any) -> Any:
-            return relevance_logit(self.network(token_ids, mask, segment_ids, position_ids, term_class_ids))
+        def forward(self, inputs: Any) -> Any:
+            return part.call(*inputs)
 
-    first = next(ragged_batches(network.config)).inputs()
-    example = tuple(torch.from_numpy(first[name]) for name in MODEL_INPUTS)
-    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    example = tuple(torch.from_numpy(value) for value in part.example.values())
+    free = tuple(dict.fromkeys(part.free[name], torch.export.Dim.DYNAMIC) for name in part.example)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            Relevance().eval(),
-            example,
+            Called().eval(),
+            (example,),
             dynamo=True,
             verbose=False,
             opset_version=OPSET,
-            input_names=list(MODEL_INPUTS),
-            output_names=["logit"],
-            dynamic_shapes=tuple(free for _ in MODEL_INPUTS),
+            input_names=list(part.example),
+            output_names=[part.output],
+            dynamic_shapes=(free,),
         )
     model = program.model_proto
     # Names of source files and of the machine have no place in a model that is handed on.
@@ -405,25 +449,51 @@ def _digest(array: NDArray[Any]) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _keep_if_equal(model: Any, network: Any, folder: Path) -> float:
-    aside = folder / f".{GRAPH_FILE}.part"
+def _keep_if_equal(models: Mapping[str, Any], network: Any, folder: Path) -> float:
+    """Put all graphs in their places if what they give is torch's; the largest difference that was seen."""
+    aside = {name: folder / f".{name}.part" for name in models}
     try:
-        aside.write_bytes(model.SerializeToString())
-        exported = OnnxBackend(open_session(aside, folder / WEIGHTS_FILE), 1)
-        reference = TorchBackend(network, 1)
+        for name, model in models.items():
+            aside[name].write_bytes(model.SerializeToString())
         worst = 0.0
-        for batch in ragged_batches(network.config):
-            difference = np.abs(exported.forward(batch) - reference.forward(batch))
+        for difference in _differences(network, aside, folder / WEIGHTS_FILE):
             worst = max(worst, float(difference.max(initial=0.0)))
             if not (np.isfinite(difference).all() and worst <= PARITY):
                 raise ArtifactError(
                     f"the exported graph differs from torch by {worst:.2g} (at most {PARITY} is allowed), "
                     "so it is not kept; score with the backend 'torch'"
                 )
-        aside.replace(folder / GRAPH_FILE)
+        for name, path in aside.items():
+            path.replace(folder / name)
     finally:
-        aside.unlink(missing_ok=True)
+        for path in aside.values():
+            path.unlink(missing_ok=True)
     return worst
+
+
+def _differences(network: Any, graphs: Mapping[str, Path], weights: Path) -> Iterator[NDArray[np.float32]]:
+    """How far logits of graphs are from torch's on ragged batches, and of titles known ahead from whole pairs."""
+    reference = TorchBackend(network, 1)
+    pairs = OnnxBackend(open_session(graphs[GRAPH_FILE], weights), 1)
+    for batch in ragged_batches(network.config):
+        yield np.abs(pairs.forward(batch) - reference.forward(batch))
+    if JOIN_GRAPH_FILE not in graphs:
+        return
+    ahead = open_session(graphs[AHEAD_GRAPH_FILE], weights, AHEAD_INPUTS, "states")
+    join = open_session(graphs[JOIN_GRAPH_FILE], weights, JOIN_INPUTS, "logit")
+    for batch in ragged_batches(network.config):
+        titles = title_inputs(batch)
+        known = reference.ahead(titles)
+        yield np.abs(_run(ahead, titles) - known)
+        query = join_inputs(query_inputs(batch), known.astype(np.float16), titles["mask"])
+        yield np.abs(_run(join, query) - reference.join(query))
+
+
+def _run(session: Any, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = session.run(None, {entry.name: inputs[entry.name] for entry in session.get_inputs()})[
+        0
+    ]
+    return found
 
 
 @contextlib.contextmanager

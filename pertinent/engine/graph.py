@@ -14,6 +14,11 @@ from pertinent.errors import ArtifactError
 
 GRAPH_FILE = "graph.onnx"
 INT8_GRAPH_FILE = "graph.int8.onnx"
+# Of a model that joins query and title late: titles ahead of the query, and a query with such titles.
+AHEAD_GRAPH_FILE = "graph.ahead.onnx"
+JOIN_GRAPH_FILE = "graph.join.onnx"
+AHEAD_INPUTS = ("token_ids", "mask", "position_ids", "term_class_ids")
+JOIN_INPUTS = ("token_ids", "position_ids", "term_class_ids", "item_states", "item_mask")
 MAX_GRAPH_BYTES = 256 * 2**20
 MAX_TENSOR_ELEMENTS = 2**29
 # Stored weights that a graph reads transposed have this after their name.

@@ -6,7 +6,8 @@ are stored once for every backend (also as float16 or int8), and are handed to t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +17,16 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from pertinent.artifact import Artifact
-from pertinent.engine.graph import GRAPH_FILE, INT8_GRAPH_FILE, TRANSPOSED, check_graph
+from pertinent.engine.graph import (
+    AHEAD_GRAPH_FILE,
+    AHEAD_INPUTS,
+    GRAPH_FILE,
+    INT8_GRAPH_FILE,
+    JOIN_GRAPH_FILE,
+    JOIN_INPUTS,
+    TRANSPOSED,
+    check_graph,
+)
 from pertinent.errors import ArtifactError
 from pertinent.models.store import WEIGHTS_FILE
 from pertinent.models.weights import read_weight, weight_names
@@ -33,10 +43,13 @@ class OnnxBackend:
     name = "onnx"
     graph_file = GRAPH_FILE
 
-    def __init__(self, session: Any, workers: int) -> None:
+    def __init__(self, session: Any, workers: int, artifact: Artifact | None = None) -> None:
         self._session = session
         self._inputs = [entry.name for entry in session.get_inputs()]
         self.workers = workers
+        self._artifact = artifact
+        self._late: dict[str, Any] = {}
+        self._lock = threading.Lock()
 
     @classmethod
     def open(cls, artifact: Artifact, threads: int) -> Self:
@@ -48,7 +61,7 @@ class OnnxBackend:
                 f"{artifact.path}: has no {cls.graph_file}; run: pertinent export {artifact.path} {options}, "
                 "or score with the backend 'torch'"
             )
-        return cls(open_session(artifact.file(cls.graph_file), artifact.file(WEIGHTS_FILE)), threads)
+        return cls(open_session(artifact.file(cls.graph_file), artifact.file(WEIGHTS_FILE)), threads, artifact)
 
     def forward(self, batch: TokenBatch) -> NDArray[np.float32]:
         """The relevance logit of each pair, ``[batch]``."""
@@ -56,6 +69,28 @@ class OnnxBackend:
             return np.zeros(0, dtype=np.float32)
         inputs = batch.inputs()
         result: NDArray[np.float32] = self._session.run(["logit"], {name: inputs[name] for name in self._inputs})[0]
+        return result
+
+    def ahead(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """What a late join knows of titles before the query, ``[batch, length, state width]``, in float32."""
+        return self._run_late(AHEAD_GRAPH_FILE, AHEAD_INPUTS, "states", inputs)
+
+    def join(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """The relevance logits of one query with titles known ahead, ``[batch]``; states in float16."""
+        return self._run_late(JOIN_GRAPH_FILE, JOIN_INPUTS, "logit", inputs)
+
+    def _run_late(
+        self, name: str, wanted: Sequence[str], output: str, inputs: Mapping[str, NDArray[Any]]
+    ) -> NDArray[np.float32]:
+        with self._lock:
+            if name not in self._late:
+                if self._artifact is None or not self._artifact.has(name):
+                    raise ArtifactError(f"{self._artifact and self._artifact.path}: has no {name}")
+                weights = self._artifact.file(WEIGHTS_FILE)
+                self._late[name] = open_session(self._artifact.file(name), weights, wanted, output)
+        session = self._late[name]
+        used = {entry.name: inputs[entry.name] for entry in session.get_inputs()}
+        result: NDArray[np.float32] = session.run([output], used)[0]
         return result
 
 
@@ -70,15 +105,15 @@ class OnnxInt8Backend(OnnxBackend):
     graph_file = INT8_GRAPH_FILE
 
 
-def open_session(graph: Path, weights: Path) -> Any:
+def open_session(graph: Path, weights: Path, inputs: Sequence[str] = MODEL_INPUTS, output: str = "logit") -> Any:
     """An ONNX Runtime session over a checked graph, its weights read from a safetensors file."""
     content = graph.read_bytes()
     summary = check_graph(content, str(graph))
-    unknown = set(summary.inputs) - set(MODEL_INPUTS) - summary.external.keys()
-    if unknown or summary.outputs != ["logit"]:
+    unknown = set(summary.inputs) - set(inputs) - summary.external.keys()
+    if unknown or summary.outputs != [output]:
         raise ArtifactError(
             f"{graph}: reads {', '.join(summary.inputs)} and gives {', '.join(summary.outputs)}; expected inputs "
-            f"among {', '.join(MODEL_INPUTS)} and the one output logit; export the model again"
+            f"among {', '.join(inputs)} and the one output {output}; export the model again"
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

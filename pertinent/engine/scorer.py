@@ -9,8 +9,9 @@ array([0.93, 0.02], dtype=float32)
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,15 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pertinent.artifact import Artifact, open_artifact
+from pertinent.engine.arrays import Ragged
 from pertinent.engine.backends import Backend, RowBackend, open_backend
 from pertinent.engine.batching import plan
 from pertinent.engine.cache import ScoreCaches
 from pertinent.engine.golden import GOLDEN_FILE, GOLDEN_TOLERANCE, golden_difference, golden_logits, read_golden
 from pertinent.engine.index import ItemIndex
+from pertinent.engine.late import ItemStateWriter, LateBackend, join_logits, late_backend
 from pertinent.engine.pieces import item_digests
 from pertinent.errors import ArtifactError, DataError, ScoringError, shorten
 from pertinent.folders import shipped_folder
 from pertinent.lexicon.pairs import PairTokenizer, item_text
+from pertinent.models.joining import state_width
 from pertinent.models.store import load_pairs, model_settings
 from pertinent.probability import CALIBRATION_FILE, Curve, probability_curve
 from pertinent.records import Item, Pair, Scored, TokenRows
@@ -43,7 +47,8 @@ class Scorer:
     together, and so with the number of threads: 8-bit scales follow the largest value of a batch.
 
     ``name`` is the model folder's, ``version`` its content's; both are empty for a bare backend. ``caches``
-    may be set to look scores up before they are computed, and to keep those that were.
+    may be set to look scores up before they are computed, and to keep those that were. ``state_width`` is
+    what a late-join model keeps of each token of a title, ``late`` opens what runs its two parts.
     """
 
     def __init__(
@@ -54,12 +59,16 @@ class Scorer:
         name: str = "",
         version: str = "",
         caches: ScoreCaches | None = None,
+        state_width: int = 0,
+        late: Callable[[], LateBackend] | None = None,
     ) -> None:
         self.backend = backend
         self.pairs = pairs
         self.name = name
         self.version = version
         self.caches = caches
+        self._state_width = state_width
+        self._open_late = late
         self._curve = curve if curve is not None else probability_curve(None)
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
@@ -75,15 +84,18 @@ class Scorer:
         """The scorer of a model folder; None is the model that comes with the package.
 
         ``backend`` is ``native``, ``torch``, ``onnx`` or ``onnx-int8``; None takes the native engine where it
-        was built, else ONNX where the model has a graph. ``threads`` is the number of cores to use, None all of them. Raises ArtifactError for
-        a damaged model, or one whose golden scores come out different here.
+        was built, else ONNX where the model has a graph. ``threads`` is the number of cores to use,
+        None all of them. Raises ArtifactError for a damaged model, or one whose golden scores come out different here.
         """
         artifact = open_artifact(shipped_folder() if path is None else path, kind="model")
         pairs = load_pairs(artifact)
         _check_sizes(artifact, pairs)
         curve = probability_curve(artifact.json(CALIBRATION_FILE) if artifact.has(CALIBRATION_FILE) else None)
         opened = open_backend(artifact, backend, threads)
-        scorer = cls(opened, pairs, curve, artifact.path.resolve().name, artifact.version)
+        width = state_width(model_settings(artifact)["network"])
+        late = partial(late_backend, artifact, opened, threads)
+        name = artifact.path.resolve().name
+        scorer = cls(opened, pairs, curve, name, artifact.version, state_width=width, late=late)
         if check_golden and artifact.has(GOLDEN_FILE):
             scorer._check_golden(artifact.file(GOLDEN_FILE))
         return scorer
@@ -123,14 +135,32 @@ class Scorer:
     def index_logits(
         self, queries: Sequence[str], query_rows: NDArray[np.int64], index: ItemIndex, rows: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Logits of pairs, float32 ``[n]``: pair i is ``queries[query_rows[i]]`` with row ``rows[i]`` of an index."""
+        """Logits of pairs, float32 ``[n]``: pair i is ``queries[query_rows[i]]`` with row ``rows[i]`` of an index.
+
+        Where the index keeps item states of this model, titles are not read again.
+        """
         index.check(self.pairs)
         rows = index.checked_rows(rows)
+        states = None
+        if self._state_width and index.states is not None:
+            states = index.check_states(self.version).rows, rows
 
         def items(places: NDArray[np.int64]) -> tuple[TokenRows, NDArray[np.int64]]:
             return index.tokens.take(rows[places]), np.arange(len(places))
 
-        return self._logits(_texts(queries, "queries"), query_rows, items, lambda: index.digests[rows])
+        return self._logits(_texts(queries, "queries"), query_rows, items, lambda: index.digests[rows], states)
+
+    @property
+    def state_writer(self) -> ItemStateWriter | None:
+        """What computes states of items for an index; None for a model that has none to keep."""
+        if not self._state_width:
+            return None
+        return ItemStateWriter(self.version, self._state_width, self._late, self.pairs, self._spread)
+
+    @cached_property
+    def _late(self) -> LateBackend:
+        assert self._open_late is not None, "a late join is loaded from its folder"
+        return self._open_late()
 
     def score_index(self, query: str, index: ItemIndex, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Probabilities of indexed items by row number, float32 ``[rows]``; None is every row.
@@ -205,18 +235,21 @@ class Scorer:
         query_rows: NDArray[np.int64],
         items: Callable[[NDArray[np.int64]], tuple[TokenRows, NDArray[np.int64]]],
         digests: Callable[[], NDArray[np.uint64]],
+        states: tuple[Ragged, NDArray[np.int64]] | None = None,
     ) -> NDArray[np.float32]:
         """Logits of pairs: from the caches what they have, the rest computed and kept.
 
-        ``items`` gives the token rows for places among the pairs, and which row belongs to each.
+        ``items`` gives the token rows for places among the pairs, and which row belongs to each. ``states``
+        are those of items, with the row of each pair's.
         """
         if self.caches is None:
-            return self._compute(queries, query_rows, items)[0]
+            return self._compute(queries, query_rows, items, states)[0]
         prepared, keys = [self.pairs.prepare(query) for query in queries], digests()
         found = self.caches.find(prepared, query_rows, keys)
         missing = np.flatnonzero(~found.hit)
         if len(missing):
-            logits, truncated = self._compute(queries, query_rows[missing], lambda places: items(missing[places]))
+            left = None if states is None else (states[0], states[1][missing])
+            logits, truncated = self._compute(queries, query_rows[missing], lambda places: items(missing[places]), left)
             found.logits[missing] = logits
             self.caches.keep(prepared, query_rows[missing], keys[missing], logits, truncated)
         return found.logits
@@ -226,6 +259,7 @@ class Scorer:
         queries: Sequence[str],
         query_rows: NDArray[np.int64],
         items: Callable[[NDArray[np.int64]], tuple[TokenRows, NDArray[np.int64]]],
+        states: tuple[Ragged, NDArray[np.int64]] | None,
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Logits, and whether items were cut, a chunk at a time."""
         encoded = self.pairs.encode_queries(queries)
@@ -233,7 +267,10 @@ class Scorer:
         for start in range(0, len(query_rows), CHUNK):
             places = np.arange(start, min(start + CHUNK, len(query_rows)))
             rows, item_rows = items(places)
-            logits[places] = self._run(encoded, query_rows[places], rows, item_rows)
+            if states is None:
+                logits[places] = self._run(encoded, query_rows[places], rows, item_rows)
+            else:
+                logits[places] = self._join(encoded, query_rows[places], states[0], states[1][places])
             truncated[places] = rows.truncated[item_rows]
         return logits, truncated
 
@@ -256,6 +293,20 @@ class Scorer:
             logits[rows] = result
         _check_finite(logits, self.name or self.backend.name)
         return logits
+
+    def _join(
+        self, queries: TokenRows, query_rows: NDArray[np.int64], states: Ragged, rows: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        logits = np.zeros(len(rows), dtype=np.float32)
+        for query in np.unique(query_rows):
+            chosen = np.flatnonzero(query_rows == query)
+            one = queries.take(np.array([query]))
+            logits[chosen] = join_logits(self._late, self.pairs, one, states, rows[chosen], self._spread)
+        _check_finite(logits, self.name or self.backend.name)
+        return logits
+
+    def _spread(self, call: Callable[[Any], Any], rows: Iterable[Any]) -> Iterable[Any]:
+        return map(call, rows) if self._late.workers == 1 else self._workers().map(call, rows)
 
     def _workers(self) -> ThreadPoolExecutor:
         with self._lock:

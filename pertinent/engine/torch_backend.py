@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -35,12 +36,24 @@ class TorchBackend:
         """The relevance logit of each pair, ``[batch]``."""
         from pertinent.models.blocks import relevance_logit
 
+        return self._run(lambda inputs: relevance_logit(self.network(**inputs)), batch.inputs())
+
+    def ahead(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """What a late join knows of titles before the query, ``[batch, length, state width]``, in float32."""
+        return self._run(lambda tensors: self.network.ahead(**tensors), inputs)
+
+    def join(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """The relevance logits of one query with titles known ahead, ``[batch]``."""
+        from pertinent.models.blocks import relevance_logit
+
+        return self._run(lambda tensors: relevance_logit(self.network.join(**tensors)), inputs)
+
+    def _run(self, call: Callable[[dict[str, Any]], Any], inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         torch = self._torch
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)  # a setting of the whole process
         device = next(self.network.parameters()).device
-        inputs = {name: torch.from_numpy(array).to(device) for name, array in batch.inputs().items()}
         with torch.inference_mode():
-            logits = relevance_logit(self.network(**inputs))
-        result: NDArray[np.float32] = logits.float().cpu().numpy()
+            found = call({name: torch.from_numpy(array).to(device) for name, array in inputs.items()})
+        result: NDArray[np.float32] = found.float().cpu().numpy()
         return result

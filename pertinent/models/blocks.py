@@ -123,25 +123,30 @@ class Layer(nn.Module):
         seen = attend(q, k, v, keys, self.dropout_rate if self.training else 0.0)
         return self._finish(readers, seen.transpose(1, 2).flatten(2))
 
-    def read_shared(self, query: Tensor, titles: Tensor, mask: Tensor) -> Tensor:
-        """New states ``[batch, 1, width]`` of the first token of one query for many titles.
+    def read_absorbed(self, readers: Tensor, query: Tensor, titles: Tensor, mask: Tensor) -> Tensor:
+        """New states ``[n, readers, width]`` of rows that read their query and the title behind it.
 
-        Equal to ``read`` by the first token of ``query [1, q, width]`` with each of ``titles [batch,
-        length, width]`` behind it, without keys and values of all tokens: ``q . (x W_k)`` is
-        ``(q W_k^T) . x``, and ``sum p (x W_v)`` is ``(sum p x) W_v``. What the bias of the keys adds is
-        the same for all tokens and leaves the softmax as it is.
+        Equal to ``read``, for ``readers [b, r, width]`` and ``query [b, q, width]`` of which b is n, or 1
+        where all titles ``[n, length, width]`` share them; without keys and values of all tokens:
+        ``q . (x W_k)`` is ``(q W_k^T) . x``, and ``sum p (x W_v)`` is ``(sum p x) W_v``. What the bias of
+        the keys adds is the same for all tokens and leaves the softmax as it is.
         """
-        heads, size = self.heads, query.shape[-1] // self.heads
-        first = self.query(query[0, :1]).view(heads, 1, size) * size**-0.5
-        asked = (first @ self.key.weight.view(heads, size, -1))[:, 0].T  # [width, heads]
+        heads, size, width = self.heads, query.shape[-1] // self.heads, query.shape[-1]
+        count, border = readers.shape[1], query.shape[1]
+        own = self._split(self.query(readers) * size**-0.5)  # [b, heads, r, size]
+        asked = (own @ self.key.weight.view(heads, size, width)).flatten(1, 2).transpose(1, 2)  # [b, width, heads * r]
         hidden = (~mask).to(titles.dtype)[..., None] * -1e9
-        own = (query[0] @ asked).expand(len(titles), -1, -1)  # [batch, q, heads]
-        weights = torch.softmax(torch.cat([own, titles @ asked + hidden], dim=1), dim=1).transpose(1, 2)
-        border = query.shape[1]
-        mixed = weights[:, :, :border] @ query[0] + weights[:, :, border:] @ titles  # [batch, heads, width]
-        values = self.value.weight.view(heads, size, -1).transpose(1, 2)  # [heads, width, size]
-        seen = (mixed.transpose(0, 1) @ values).transpose(0, 1).flatten(1) + self.value.bias
-        return self._finish(query[:, :1], seen[:, None])
+        shared = readers.shape[0] == 1
+        read = titles @ (asked[0] if shared else asked) + hidden  # [n, length, heads * r]
+        from_query = (query @ asked).expand(titles.shape[0], -1, -1)  # [n, q, heads * r]
+        weights = torch.softmax(torch.cat([from_query, read], dim=1), dim=1).transpose(1, 2)
+        mixed = (
+            weights[..., :border] @ (query[0] if shared else query) + weights[..., border:] @ titles
+        )  # [n, heads * r, width]
+        values = self.value.weight.view(heads, size, width).transpose(1, 2)  # [heads, width, size]
+        mixed = mixed.view(-1, heads, count, width).transpose(0, 1).reshape(heads, -1, width)
+        seen = (mixed @ values).view(heads, -1, count, size).permute(1, 2, 0, 3).flatten(2)
+        return self._finish(readers, seen + self.value.bias)
 
     def _split(self, states: Tensor) -> Tensor:
         batch, length, width = states.shape
@@ -232,24 +237,21 @@ class Encoder(nn.Module):
         """
         titles = ahead.to(query.dtype).split(query.shape[-1], dim=-1)
         real = torch.ones_like(query[..., 0], dtype=torch.bool)
+        layers: Any = self.layers
+        last = len(layers) - 1
         for number in range(self.join_layer):
-            query = self.layers[number](query, real)
-        if self.join_layer == len(self.layers) - 1:
-            last: Any = self.layers[-1]
-            return last.read_shared(query, titles[0], mask)
-        query = query.expand(len(mask), -1, -1)
-        mask = torch.cat([real.expand(len(mask), -1), mask], dim=1)
-        both = torch.cat([query, titles[0]], dim=1)
-        for number in range(self.join_layer, len(self.layers)):
-            layer: Any = self.layers[number]
-            first = number == len(self.layers) - 1
-            if not self.one_way:
-                both = layer(both, mask, first)
-                continue
-            query = layer.read(both[:, :1] if first else both[:, : query.shape[1]], both, mask)
-            if not first:
-                both = torch.cat([query, titles[number + 1 - self.join_layer]], dim=1)
-        return (query if self.one_way else both)[:, :1]
+            query = layers[number](query, real)
+        if self.one_way or self.join_layer == last:
+            for number, title in enumerate(titles, start=self.join_layer):
+                readers = query[:, :1] if number == last else query
+                query = layers[number].read_absorbed(readers, query, title, mask)
+            return query
+        size = mask.shape[0]
+        mask = torch.cat([real.expand(size, -1), mask], dim=1)
+        both = torch.cat([query.expand(size, -1, -1), titles[0]], dim=1)
+        for number in range(self.join_layer, last + 1):
+            both = layers[number](both, mask, number == last)
+        return both
 
 
 def initialize(module: nn.Module, deviation: float = 0.02) -> None:

@@ -15,6 +15,7 @@ import torch
 from pertinent.artifact import Artifact, open_artifact, write_artifact
 from pertinent.engine import export as export_module
 from pertinent.engine.export import ExportConfig, export, ragged_batches, write_golden, write_graph
+from pertinent.engine.gate import EVIDENCE, Fall, gate
 from pertinent.engine.golden import golden_logits, read_golden
 from pertinent.engine.scorer import Scorer
 from pertinent.errors import ArtifactError, ConfigError, DataError
@@ -46,7 +47,7 @@ def traced(monkeypatch: pytest.MonkeyPatch, tiny_artifact: Artifact, tiny_networ
 
     from pertinent.engine.onnx_backend import read_weights
 
-    def trace(network: Any) -> Any:
+    def trace(network: Any, part: Any) -> Any:
         graph = onnx.load(tiny_artifact.file("graph.onnx"), load_external_data=False)
         shapes = {t.name: tuple(t.dims) for t in graph.graph.initializer if t.data_location == t.EXTERNAL}
         weights = read_weights(tiny_artifact.file("model.safetensors"), shapes)
@@ -98,18 +99,46 @@ def test_what_libraries_log_does_not_change_how_we_log(monkeypatch: pytest.Monke
     assert logging.root.handlers == []
 
 
-def test_every_limit_of_the_gate_has_its_reason(
-    model: Path, traced: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_every_limit_of_the_gate_has_its_reason() -> None:
+    judged = [Judgment("q", str(i), i / 17, "t") for i in range(18)]
+    scores = np.arange(18, dtype=np.float32)
+    fell = {"auc": Fall(0.1, 0.02, 0.2), "ndcg@10": Fall(0.1, -0.02, 0.2)}
+    found = gate(scores, scores[::-1], judged, ExportConfig(top=5), lambda *_: fell)
+    assert not found.passed
+    assert [reason.split(" ")[0] for reason in found.reasons] == ["rank", "rank", "0%", "auc"]
+    assert "between 0.0200 and 0.2000: more than chance" in found.reasons[-1]
+    assert (found.spearman, found.top_overlap, found.judged_loss) == (-1.0, 0.0, 2.0)
+    same = gate(scores, scores, judged, ExportConfig(top=5), lambda *_: {})
+    assert same.passed and same.reasons == []
+
+
+def test_parts_that_do_harm_go_back_to_float32(
+    tiny_artifact: Artifact, tiny_pairs: PairTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = export(ExportConfig(model=str(model), out=str(tmp_path / "out"), **LENIENT), JUDGED)
-    _, pairs = export_module.load_network(made)
-    calls = iter([np.arange(18.0), np.arange(18.0)[::-1]])
-    monkeypatch.setattr(Scorer, "pair_logits", lambda self, texts: next(calls))
-    grades = [Judgment("q", str(i), i / 17, "t") for i in range(18)]
-    gate = export_module.int8_gate(made.path, pairs, grades, ExportConfig(top=5))
-    assert not gate.passed
-    assert [reason.split(" ")[0] for reason in gate.reasons] == ["rank", "rank", "0%"]
-    assert (gate.spearman, gate.top_overlap, gate.judged_loss) == (-1.0, 0.0, 2.0)
+    for name in ("graph.onnx", "model.safetensors"):
+        (tmp_path / name).write_bytes(tiny_artifact.file(name).read_bytes())
+    parts = export_module.int8_parts(tmp_path)
+    assert parts == [f"layer {n} {part}" for n in (0, 1) for part in ("attention", "feed-forward")]
+    limits = ExportConfig(**LENIENT)
+    monkeypatch.setattr(export_module, "gate", lambda exact, cheap, *rest: judge(exact, cheap, *rest))
+
+    def judge(exact: Any, cheap: Any, *rest: Any) -> Any:
+        """Passes once the worst two parts are float32: then fewer than four products of layer 1 are in 8 bits."""
+        found = gate(exact, cheap, *rest)
+        count = (tmp_path / "graph.int8.onnx").read_bytes().count(b"MatMulInteger")
+        return replace(found, passed=count < whole, reasons=[] if count < whole else ["too harmful"])
+
+    export_module.write_int8_graph(tmp_path)
+    whole = (tmp_path / "graph.int8.onnx").read_bytes().count(b"MatMulInteger")
+    found = export_module.choose_int8(tmp_path, tiny_pairs, JUDGED, limits)
+    assert found.passed and len(found.exact) == 1
+    assert set(found.cheap) | set(found.exact) == set(parts)
+    assert (tmp_path / "graph.int8.onnx").read_bytes().count(b"MatMulInteger") < whole
+    assert found.plain()["exact"] == list(found.exact)
+    whole = 0  # nothing passes
+    found = export_module.choose_int8(tmp_path, tiny_pairs, JUDGED, limits)
+    assert not found.passed and found.cheap == () and set(found.exact) == set(parts)
+    assert not (tmp_path / "graph.int8.onnx").exists()
 
 
 @pytest.mark.parametrize(
@@ -129,12 +158,12 @@ def test_too_little_evidence_is_no_pass(
 ) -> None:
     for name in ("graph.onnx", "model.safetensors"):
         (tmp_path / name).write_bytes(tiny_artifact.file(name).read_bytes())
-    export_module.write_int8_graph(tmp_path)
-    gate = export_module.int8_gate(tmp_path, tiny_pairs, judged, ExportConfig(**{**LENIENT, "top": top}))
-    assert gate.passed == (not words)
-    assert len(gate.reasons) == len(words)
-    assert all(part in reason for part, reason in zip(words, gate.reasons, strict=True))
-    json.dumps(gate.plain(), allow_nan=False)
+    found = export_module.choose_int8(tmp_path, tiny_pairs, judged, ExportConfig(**{**LENIENT, "top": top}))
+    assert found.passed == (not words)
+    assert len(found.reasons) == len(words)
+    assert all(part in reason for part, reason in zip(words, found.reasons, strict=True))
+    assert (tmp_path / "graph.int8.onnx").exists() == found.passed
+    json.dumps(found.plain(), allow_nan=False)
 
 
 def test_training_pairs_alone_are_refused(model: Path) -> None:
@@ -143,7 +172,7 @@ def test_training_pairs_alone_are_refused(model: Path) -> None:
 
 
 def test_the_default_needs_300_pairs() -> None:
-    assert export_module.EVIDENCE * ExportConfig().top == 300
+    assert EVIDENCE * ExportConfig().top == 300
     assert ExportConfig().pairs >= 300
 
 

@@ -1,0 +1,154 @@
+"""Late join in the engine: states of titles computed ahead, kept in an index, and scores from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pertinent.artifact import Artifact
+from pertinent.engine.index import ItemIndex
+from pertinent.engine.late import item_states, join_logits, late_backend
+from pertinent.engine.scorer import Scorer
+from pertinent.errors import ArtifactError, ConfigError
+from pertinent.lexicon.pairs import PairConfig, PairTokenizer
+from pertinent.models.joining import state_width
+from pertinent.records import Item
+
+TITLES = [
+    "Wireless Bluetooth Earbuds, noise cancelling",
+    "usb cable 2 m",
+    "",
+    "größe ñ",
+    "日本語 無線 イヤホン",
+    "coffee mug " * 40,
+    "coffee mug",
+    "coffee mug",
+]
+QUERIES = ["wireless earbuds", "", "日本語", "mug " * 30]
+SETTINGS = [{"join_layer": 1}, {"layers": 3, "join_layer": 1, "one_way": True}]
+
+
+@pytest.fixture(scope="module", params=SETTINGS, ids=["join_layer", "one_way"])
+def model(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_pairs: PairTokenizer
+) -> Artifact:
+    """A folder of a model that joins late, with all its graphs."""
+    network = request.getfixturevalue("network_maker")("ei_src", tiny_pairs.vocabulary_size, **request.param)
+    folder = tmp_path_factory.mktemp("late") / "model"
+    made: Artifact = request.getfixturevalue("artifact_maker")(folder, network, tiny_pairs)
+    return made
+
+
+@pytest.fixture(params=["torch", "onnx"])
+def scorer(request: pytest.FixtureRequest, model: Artifact) -> Scorer:
+    return Scorer.load(model.path, request.param, threads=1)
+
+
+def items(titles: list[str]) -> list[Item]:
+    return [Item(str(number), title) for number, title in enumerate(titles)]
+
+
+@pytest.fixture
+def index(scorer: Scorer, tmp_path: Path) -> ItemIndex:
+    return ItemIndex.build(items(TITLES), scorer.pairs, tmp_path / "index", scorer.version, None, scorer.state_writer)
+
+
+def test_scores_from_precomputed_states_are_those_of_whole_pairs(scorer: Scorer, index: ItemIndex) -> None:
+    assert index.states is not None
+    for query in QUERIES:
+        whole = scorer.score(query, TITLES)
+        np.testing.assert_allclose(scorer.score_index(query, index), whole, atol=1e-4)
+        rows = np.array([5, 0, 0, 3])
+        np.testing.assert_allclose(scorer.score_index(query, index, rows), whole[rows], atol=1e-4)
+    assert whole.std() > 0.01, "the scores do not differ, so this proves nothing"
+
+
+def test_states_kept_in_full_precision_give_the_very_logits(scorer: Scorer) -> None:
+    if scorer.backend.name != "torch":
+        pytest.skip("graphs take states as float16")
+    rows = scorer.pairs.encode_items(TITLES)
+
+    class Wide:
+        name, workers = "torch", 1
+        ahead = staticmethod(scorer.backend.ahead)  # type: ignore[attr-defined]
+        join = staticmethod(scorer.backend.join)  # type: ignore[attr-defined]
+
+    half = item_states(Wide(), scorer.pairs, rows)
+    query = scorer.pairs.encode_queries(["red mug"])
+    logits = join_logits(Wide(), scorer.pairs, query, half, np.arange(len(TITLES)))
+    np.testing.assert_allclose(logits, scorer.logits("red mug", TITLES), atol=2e-3)
+
+
+def test_states_of_a_title_do_not_depend_on_the_other_titles_bit_for_bit(scorer: Scorer) -> None:
+    writer = scorer.state_writer
+    assert writer is not None
+    together = writer.states(scorer.pairs.encode_items(TITLES))
+    assert together.values.dtype == np.float16
+    assert together.values.shape[1] == writer.hidden
+    for number, title in enumerate(TITLES):
+        alone = writer.states(scorer.pairs.encode_items([title]))
+        np.testing.assert_array_equal(alone.values, together.take(np.array([number])).values)
+        assert len(alone.values) == len(scorer.pairs.encode_items([title]).ids) + 1, "tokens and the separator"
+
+
+def test_no_titles_have_no_states_and_no_scores(scorer: Scorer, tmp_path: Path) -> None:
+    writer = scorer.state_writer
+    assert writer is not None
+    assert len(writer.states(scorer.pairs.encode_items([]))) == 0
+    empty = ItemIndex.build([], scorer.pairs, tmp_path / "empty", scorer.version, None, writer)
+    assert scorer.score_index("mug", empty).shape == (0,)
+
+
+def test_equal_titles_tie_and_joined_scores_ignore_their_mates(scorer: Scorer, index: ItemIndex) -> None:
+    scores = scorer.score_index("coffee mug", index)
+    assert scores[6] == pytest.approx(scores[7], abs=1e-6)
+    alone = [float(scorer.score_index("coffee mug", index, np.array([row]))[0]) for row in range(len(TITLES))]
+    np.testing.assert_allclose(alone, scores, atol=1e-5)
+
+
+def test_pairs_of_several_queries_score_from_states_as_each_query_alone(scorer: Scorer, index: ItemIndex) -> None:
+    query_rows, rows = np.array([1, 0, 1, 2, 0]), np.array([0, 1, 2, 3, 4])
+    together = scorer.index_logits(QUERIES, query_rows, index, rows)
+    alone = [
+        scorer.index_logits([QUERIES[query]], np.zeros(1, np.int64), index, np.array([row]))[0]
+        for query, row in zip(query_rows, rows, strict=True)
+    ]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_an_index_without_states_is_scored_from_its_tokens(scorer: Scorer, tmp_path: Path) -> None:
+    bare = ItemIndex.build(items(TITLES), scorer.pairs, tmp_path / "bare", scorer.version)
+    assert bare.states is None
+    np.testing.assert_allclose(scorer.score_index("mug", bare), scorer.score("mug", TITLES), atol=1e-5)
+
+
+def test_states_of_another_model_are_refused(scorer: Scorer, index: ItemIndex) -> None:
+    scorer.version = "another"
+    with pytest.raises(ArtifactError, match="item states of model version"):
+        scorer.score_index("mug", index)
+
+
+def test_onnx_states_and_joins_are_those_of_torch(model: Artifact) -> None:
+    reference, graphs = (Scorer.load(model.path, name, threads=1) for name in ("torch", "onnx"))
+    rows = reference.pairs.encode_items(TITLES)
+    first, second = (s.state_writer.states(rows) for s in (reference, graphs))  # type: ignore[union-attr]
+    np.testing.assert_allclose(first.values.astype(float), second.values.astype(float), atol=1e-2)
+    query = reference.pairs.encode_queries(["red mug"])
+    every = np.arange(len(TITLES))
+    logits = [join_logits(late_backend(model, s.backend, 1), s.pairs, query, first, every) for s in (reference, graphs)]
+    np.testing.assert_allclose(*logits, atol=1e-4)
+
+
+def test_an_exact_model_has_no_states_to_keep(tiny_artifact: Artifact) -> None:
+    assert Scorer.load(tiny_artifact.path, "torch").state_writer is None
+    assert state_width({"type": "other"}) == 0
+
+
+def test_running_positions_have_no_states_of_titles(scorer: Scorer) -> None:
+    pairs = PairTokenizer(scorer.pairs.tokenizer, PairConfig(positions="running"))
+    late: Any = scorer.backend
+    with pytest.raises(ConfigError, match="train with `positions: block`"):
+        item_states(late, pairs, pairs.encode_items(TITLES))
