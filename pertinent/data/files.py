@@ -10,7 +10,7 @@ import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -155,18 +155,54 @@ def _queried(
 
     for path in files.values():
         check_exists(path)
-    # DuckDB reads * ? [ in a path as patterns; in brackets they stand for themselves.
     exact = {name: str(path.resolve()) for name, path in files.items()}
-    patterns = {name: "".join(f"[{c}]" if c in "*?[" else c for c in path) for name, path in exact.items()}
+    patterns = {name: _pattern(path) for name, path in exact.items()}
     with duckdb.connect() as connection:
         try:
             connection.execute("SET allowed_paths = ?", [[*exact.values(), *patterns.values()]])
             connection.execute("SET enable_external_access = false")
             yield connection.execute(sql, {**patterns, **parameters})
         except duckdb.Error as error:
+            for path in files.values():
+                refuse_damaged(path)
             first = str(error).partition("\n")[0]
             path = next(iter(files.values()))
             raise DataError(f"cannot be read as Parquet: {first}", path=path, fix="write the file again") from None
+
+
+def _pattern(path: str) -> str:
+    """A path for DuckDB, which reads ``* ? [`` as patterns; in brackets they stand for themselves."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in path)
+
+
+def refuse_damaged(path: Path) -> None:
+    """Raises DataError with the first row of the part of a Parquet file that cannot be read.
+
+    A file without damage within passes, and so does one that is no Parquet at all.
+    """
+    import duckdb
+
+    name = _pattern(str(path.resolve()))
+    with duckdb.connect(config={"threads": 1}) as connection:  # one thread reads parts in order, and none ahead
+        try:
+            groups = "SELECT DISTINCT row_group_id, row_group_num_rows FROM parquet_metadata(?) ORDER BY ALL"
+            rows = [count for _, count in connection.execute(groups, [name]).fetchall()]
+        except duckdb.Error:
+            return
+        ends = list(accumulate(rows, initial=0))
+        whole, problem = 0, ""
+        broken = len(ends)
+        while broken - whole > 1:  # parts up to `whole` can be read, those up to `broken` cannot
+            middle = (whole + broken) // 2
+            part = f"SELECT max(hash(t)) FROM (SELECT * FROM read_parquet(?) LIMIT {ends[middle]}) AS t"
+            try:
+                connection.execute(part, [name]).fetchall()
+                whole = middle
+            except duckdb.Error as error:
+                broken, problem = middle, str(error).partition("\n")[0]
+    if problem:
+        told = f"is damaged from about this row on ({problem})"
+        raise DataError(told, path=path, line=ends[whole] + 1, fix="write or copy the file again")
 
 
 def _all_of(path: Path) -> str:

@@ -114,6 +114,25 @@ def test_a_query_over_parquet_opens_nothing_but_its_files(tmp_path):
 # Files that cannot be read
 
 
+@pytest.mark.parametrize(("group", "line"), [(0, 1), (1, 2049), (2, 4097)])
+def test_a_parquet_file_that_is_damaged_within_names_the_first_row_of_the_damage(tmp_path, group, line):
+    rows = "SELECT 'query ' || hash(range) AS query, 'größe' AS title FROM range(5000)"
+    good, path = parquet(tmp_path / "good.parquet", rows), tmp_path / "j.parquet"
+    duckdb.execute(f"COPY ({rows}) TO '{path}' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 2048)")
+    place = "coalesce(dictionary_page_offset, data_page_offset) + total_compressed_size - 99"
+    found = duckdb.execute(f"SELECT {place} FROM parquet_metadata('{path}') WHERE row_group_id = {group}").fetchone()
+    data = bytearray(path.read_bytes())
+    data[found[0] : found[0] + 90] = b"\xff" * 90
+    path.write_bytes(data)
+    told = rf"j\.parquet: line {line}: is damaged from about this row on \(.*\); write or copy the file again"
+    with pytest.raises(DataError, match=told):
+        read_table(path)
+    with pytest.raises(DataError, match=told):
+        list(read_table_parts(path, 2))
+    with pytest.raises(DataError, match=told):
+        query_parquet({"other": good, "file": path}, "SELECT * FROM read_parquet($file)")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
