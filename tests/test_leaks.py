@@ -22,7 +22,10 @@ def bytes_a_pair(model: Path, leak: int) -> float:
     return float(json.loads(done.stdout)["bytes_per_pair"])
 
 
+# What is leaked in all has to be more than the memory that loading a model leaves free: 60 MB here.
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize(("leak", "least", "most"), [(0, -150, 150), (512, 350, 700)], ids=["as it is", "with a leak"])
+@pytest.mark.parametrize(
+    ("leak", "least", "most"), [(0, -400, 400), (4096, 2_500, 5_000)], ids=["as it is", "with a leak"]
+)
 def test_memory_by_scored_pair(tiny_artifact: Artifact, leak: int, least: float, most: float) -> None:
     assert least < bytes_a_pair(tiny_artifact.path, leak) < most
