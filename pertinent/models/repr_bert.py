@@ -53,7 +53,8 @@ class ReprBERT(nn.Module):
         c = self.config = config
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
-        self.pools = nn.Embedding(len(c.depths), c.hidden_size)  # what each depth looks for in its states
+        # What each depth looks for in its states; parameters of their own, as a graph would keep a copy of parts.
+        self.pools = nn.ParameterList(torch.randn(c.hidden_size) * 0.02 for _ in c.depths)
         self.lower = nn.ModuleList(nn.Linear(c.hidden_size, c.low_width) for _ in c.depths[:-1])
         compared = 4 * (c.low_width * len(self.lower) + c.hidden_size)
         self.join = nn.Linear(compared, c.compare_width)
@@ -78,7 +79,7 @@ class ReprBERT(nn.Module):
             states = layer(states, side.mask)
             if number in self.config.depths:
                 place = len(vectors)
-                scores = (states * self.pools.weight[place]).sum(2, keepdim=True)
+                scores = (states * self.pools[place]).sum(2, keepdim=True)
                 vector = attention_pool(states, scores, side.mask)
                 # As rows of one: ONNX Runtime's quantizer spoils a weight that two plain Gemm nodes share.
                 vectors.append(self.lower[place](vector[:, None])[:, 0] if place < len(self.lower) else vector)
