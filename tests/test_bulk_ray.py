@@ -12,7 +12,7 @@ import pytest
 
 from pertinent.artifact import Artifact
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 TITLES = ["tea pot, green", "usb cable", "", "日本語 イヤホン", "coffee mug for men", "tea " * 60]
 
 # One Ray for all runs, in a process of its own: what it starts and warns of stays there.
@@ -65,7 +65,7 @@ def test_scores_are_the_same_for_1_2_and_4_workers_and_after_a_kill(tiny_artifac
         capture_output=True,
         text=True,
         env=environment,
-        timeout=400,
+        timeout=580,
         check=False,
     )
     assert done.returncode == 0, done.stderr
