@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pertinent.artifact import Artifact
+from pertinent.engine.arrays import Ragged
 from pertinent.engine.graph import GRAPH_FILE
 from pertinent.errors import ConfigError
 from pertinent.records import TokenBatch, TokenRows
@@ -44,6 +45,17 @@ class RowBackend(Protocol):
         threads: int | None = None,
     ) -> NDArray[np.float32]:
         """The relevance logit of each pair of rows, ``[n]``; ``threads`` None takes all it was opened with."""
+        ...
+
+    def join_rows(
+        self,
+        queries: TokenRows,
+        query_rows: NDArray[np.int64],
+        states: Ragged,
+        item_rows: NDArray[np.int64],
+        threads: int | None = None,
+    ) -> NDArray[np.float32]:
+        """The same for a late join and items whose states are known ahead."""
         ...
 
 

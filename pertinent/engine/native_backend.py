@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pertinent.artifact import Artifact
+from pertinent.engine.arrays import Ragged
 from pertinent.errors import ArtifactError, ConfigError, DataError
 from pertinent.lexicon.pairs import CONTROL_TOKENS, TOKENIZER_FILE, PairConfig
 from pertinent.models.store import MODEL_FILE, TOKEN_ROWS, WEIGHTS_FILE, load_pairs, model_settings
@@ -95,6 +96,32 @@ class NativeBackend:
             logits: NDArray[np.float32] = self._engine.score(*arguments, self.workers if threads is None else threads)
         except ValueError as error:
             raise DataError(f"token rows are not those of the model: {error}", fix="index the items again") from None
+        return logits
+
+    @property
+    def state_width(self) -> int:
+        """Numbers that a state of an item has (``pertinent.models.joining``); 0 where the network joins early."""
+        return int(self._engine.state_width)
+
+    def join_rows(
+        self,
+        queries: TokenRows,
+        query_rows: NDArray[np.int64],
+        states: Ragged,
+        item_rows: NDArray[np.int64],
+        threads: int | None = None,
+    ) -> NDArray[np.float32]:
+        """As ``forward_rows`` for a late join, with items whose ``states`` float16 ``[rows, width]`` are known."""
+        values = np.ascontiguousarray(states.values, dtype=np.float16).view(np.uint16)
+        offsets = np.ascontiguousarray(states.offsets, dtype=np.int64)
+        chosen = np.ascontiguousarray(item_rows, dtype=np.int64)
+        workers = self.workers if threads is None else threads
+        try:
+            logits: NDArray[np.float32] = self._engine.join(
+                *_arrays(queries, query_rows), values, offsets, chosen, workers
+            )
+        except ValueError as error:
+            raise DataError(f"item states are not those of the model: {error}", fix="index the items again") from None
         return logits
 
     def forward(self, batch: TokenBatch) -> NDArray[np.float32]:

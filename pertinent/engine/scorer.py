@@ -297,6 +297,10 @@ class Scorer:
     def _join(
         self, queries: TokenRows, query_rows: NDArray[np.int64], states: Ragged, rows: NDArray[np.int64]
     ) -> NDArray[np.float32]:
+        if isinstance(self.backend, RowBackend):
+            logits = self.backend.join_rows(queries, query_rows, states, rows)
+            _check_finite(logits, self.name or self.backend.name)
+            return logits
         logits = np.zeros(len(rows), dtype=np.float32)
         for query in np.unique(query_rows):
             chosen = np.flatnonzero(query_rows == query)

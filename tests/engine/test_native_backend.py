@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pertinent.artifact import Artifact
+from pertinent.engine.arrays import Ragged
+from pertinent.engine.late import item_states, join_logits
 from pertinent.engine.native_backend import NativeBackend, native_module
 from pertinent.engine.torch_backend import TorchBackend
 from pertinent.errors import ArtifactError, ConfigError, DataError
@@ -97,6 +99,47 @@ def test_a_score_is_the_same_bits_for_any_threads_order_and_company(instructions
         some = places[:: threads + 1]
         found = backend.forward_rows(queries, some % 2, items, some, threads=threads)
         np.testing.assert_array_equal(found, all_at_once[some])
+
+
+JOINED = [name for name in NETWORKS if name.startswith(("join", "one way"))]
+
+
+@pytest.mark.parametrize("instructions", SETS)
+@pytest.mark.parametrize("name", JOINED)
+def test_scores_from_states_known_ahead_equal_those_from_tokens(name: str, instructions: str, made: Any) -> None:
+    artifact = made(name)
+    pairs = load_pairs(artifact)
+    queries, items = token_rows(0, 5, 14, pairs.vocabulary_size), token_rows(1, 40, 35, pairs.vocabulary_size)
+    random = np.random.default_rng(2)
+    query_rows, item_rows = random.integers(0, 5, 60), random.integers(0, 40, 60)
+    states = item_states(TorchBackend.open(artifact, 1), pairs, items)
+    backend = NativeBackend.open(artifact, 2, instructions)
+    assert states.values.shape[1] == backend.state_width
+    found = backend.join_rows(queries, query_rows, states, item_rows)
+    late = TorchBackend.open(artifact, 1)
+    for row in range(5):
+        one, asked = queries.take(np.array([row])), query_rows == row
+        wanted = join_logits(late, pairs, one, states, item_rows[asked])
+        np.testing.assert_allclose(found[asked], wanted, atol=1e-4)
+    # From tokens the same, but for the half precision that states are kept in.
+    np.testing.assert_allclose(found, backend.forward_rows(queries, query_rows, items, item_rows), atol=2e-2)
+    np.testing.assert_array_equal(backend.join_rows(queries, query_rows, states, item_rows, threads=1), found)
+    for wrong in (40, -1):
+        with pytest.raises(DataError, match="outside of 40 rows"):
+            backend.join_rows(queries, query_rows[:1], states, np.array([wrong]))
+    with pytest.raises(DataError, match="wide"):
+        backend.join_rows(queries, query_rows, replace(states, values=states.values[:, :-1]), item_rows)
+    with pytest.raises(DataError, match="state offsets"):
+        backend.join_rows(queries, query_rows, replace(states, values=states.values[:9]), item_rows)
+
+
+def test_an_early_join_has_no_states(made: Any) -> None:
+    backend = NativeBackend.open(made("one label"), 1)
+    rows, zero = token_rows(0, 1, 5, 40), np.zeros(1, np.int64)
+    states = Ragged(np.zeros((3, 32), np.float16), np.array([0, 3]))
+    assert backend.state_width == 0
+    with pytest.raises(DataError, match="joins query and item in its first layer"):
+        backend.join_rows(rows, zero, states, zero)
 
 
 def test_calls_from_several_threads_agree(made: Any) -> None:

@@ -73,11 +73,19 @@ size_t attention_scratch(size_t queries, size_t keys, size_t width) {
     return width * lanes + keys * lanes + lanes + keys * wide + lanes * wide;
 }
 
+namespace {
+
+size_t state_rows(const States &states, size_t item) {
+    return static_cast<size_t>(states.offsets[item + 1] - states.offsets[item]);
+}
+
+}  // namespace
+
 // What one thread needs while it scores; kept between calls.
 struct Workspace {
     Buffer states, alone, given, projected, seen, fed, scratch, logits;
     Buffer query_states, query_projected;
-    Buffer first, wanted, keys, pooled, joined;
+    Buffer first, wanted, keys, pooled, joined, widened, queries;
     std::vector<Span> spans, part;
     size_t query = SIZE_MAX;  // the query row whose states are held
 };
@@ -170,6 +178,8 @@ void Engine::load_layer(const Weights &weights, size_t number) {
     const float *key = joined.data() + hidden * hidden, *value = key + hidden * hidden;
     if (number + 1 < sizes_.layers) {
         layer.projections = pack(joined.data(), 3 * hidden, hidden, biases.data());
+        if (sizes_.one_way && number >= sizes_.join_layer)
+            layer.key_value = pack(key, 2 * hidden, hidden, biases.data() + hidden);
     } else {
         layer.query = pack(joined.data(), hidden, hidden, biases.data());
         std::vector<float> turned(hidden * width);
@@ -526,40 +536,165 @@ std::unique_ptr<Workspace> Engine::take_workspace() {
     return work;
 }
 
-void Engine::score(const Rows &queries, const std::int64_t *query_rows, const Rows &items,
-                   const std::int64_t *item_rows, size_t pairs, size_t threads, float *out) {
-    check(queries, query_rows, pairs, 0, "query");
-    check(items, item_rows, pairs, 1, "item");
-    if (pairs == 0) return;
-    threads = std::max<size_t>(threads, 1);
+std::vector<Engine::Pair> Engine::ordered(const std::int64_t *query_rows, const std::int64_t *item_rows,
+                                          size_t pairs) const {
     std::vector<Pair> order(pairs);
     for (size_t i = 0; i < pairs; ++i)
         order[i] = {static_cast<size_t>(query_rows[i]), static_cast<size_t>(item_rows[i]), i};
     // Pairs of one query stand together: its side is computed once for each thread.
     std::stable_sort(order.begin(), order.end(), [](const Pair &a, const Pair &b) { return a.query < b.query; });
+    return order;
+}
+
+void Engine::score(const Rows &queries, const std::int64_t *query_rows, const Rows &items,
+                   const std::int64_t *item_rows, size_t pairs, size_t threads, float *out) {
+    check(queries, query_rows, pairs, 0, "query");
+    check(items, item_rows, pairs, 1, "item");
+    if (pairs == 0) return;
     std::vector<std::int32_t> ids = missing(queries, query_rows, pairs), more = missing(items, item_rows, pairs);
     ids.insert(ids.end(), more.begin(), more.end());
-    if (!ids.empty()) fill_table(std::move(ids), threads);
+    if (!ids.empty()) fill_table(std::move(ids), std::max<size_t>(threads, 1));
+    std::vector<Pair> order = ordered(query_rows, item_rows, pairs);
+    score_blocks(queries, &items, nullptr, order, std::max<size_t>(threads, 1), out);
+}
 
+void Engine::join(const Rows &queries, const std::int64_t *query_rows, const States &items,
+                  const std::int64_t *item_rows, size_t pairs, size_t threads, float *out) {
+    if (state_width() == 0) refuse("the network joins query and item in its first layer: no states can be kept");
+    if (sizes_.running) refuse("with running positions the states of an item depend on the query");
+    check(queries, query_rows, pairs, 0, "query");
+    check(items, item_rows, pairs);
+    if (pairs == 0) return;
+    std::vector<std::int32_t> ids = missing(queries, query_rows, pairs);
+    if (!ids.empty()) fill_table(std::move(ids), 1);
+    std::vector<Pair> order = ordered(query_rows, item_rows, pairs);
+    score_blocks(queries, nullptr, &items, order, std::max<size_t>(threads, 1), out);
+}
+
+void Engine::score_blocks(const Rows &queries, const Rows *items, const States *states, std::vector<Pair> &order,
+                          size_t threads, float *out) {
+    const size_t pairs = order.size();
     // Blocks small enough that the last ones keep no thread waiting.
     const size_t most = threads == 1 ? BLOCK_ITEMS : std::clamp<size_t>(pairs / (4 * threads), 1, BLOCK_ITEMS);
     std::vector<size_t> starts{0};
     for (size_t i = 0, rows = 0; i < pairs; ++i) {
-        const size_t more_rows = text_rows(queries, order[i].query, 0) + text_rows(items, order[i].item, 1);
-        if (i > starts.back() && (i - starts.back() >= most || rows + more_rows > MOST_TOKENS)) {
+        const size_t item = order[i].item;
+        const size_t more = text_rows(queries, order[i].query, 0) +
+                            (items != nullptr ? text_rows(*items, item, 1) : state_rows(*states, item));
+        if (i > starts.back() && (i - starts.back() >= most || rows + more > MOST_TOKENS)) {
             starts.push_back(i);
             rows = 0;
         }
-        rows += more_rows;
+        rows += more;
     }
     starts.push_back(pairs);
     std::vector<std::unique_ptr<Workspace>> works(std::min(threads, starts.size() - 1));
     for (auto &work : works) work = take_workspace();
     parallel(starts.size() - 1, threads, [&](size_t task, size_t worker) {
-        block(queries, items, order.data() + starts[task], starts[task + 1] - starts[task], *works[worker], out);
+        const Pair *first = order.data() + starts[task];
+        const size_t count = starts[task + 1] - starts[task];
+        if (items != nullptr)
+            block(queries, *items, first, count, *works[worker], out);
+        else
+            join_block(queries, *states, first, count, *works[worker], out);
     });
     const std::lock_guard<std::mutex> hold(idle_lock_);
     for (auto &work : works) idle_.push_back(std::move(work));
+}
+
+// ---------------------------------------------------------------- states known ahead
+
+size_t Engine::state_width() const {
+    if (sizes_.one_way) return (sizes_.layers - sizes_.join_layer) * sizes_.hidden;
+    return sizes_.join_layer > 0 ? sizes_.hidden : 0;
+}
+
+void Engine::check(const States &states, const std::int64_t *chosen, size_t count) const {
+    if (states.width != state_width())
+        refuse("item states are " + std::to_string(states.width) + " wide, those of the model " +
+               std::to_string(state_width()));
+    for (size_t i = 0; i < count; ++i) {
+        const std::int64_t row = chosen[i];
+        if (row < 0 || static_cast<size_t>(row) >= states.count)
+            refuse("item row " + std::to_string(row) + " is outside of " + std::to_string(states.count) + " rows");
+        const std::int64_t first = states.offsets[row], end = states.offsets[row + 1];
+        if (first < 0 || end <= first || static_cast<size_t>(end) > states.rows)
+            refuse("item row " + std::to_string(row) + " has state offsets " + std::to_string(first) + " to " +
+                   std::to_string(end) + " in " + std::to_string(states.rows) + " states");
+        if (static_cast<size_t>(end - first) > sizes_.item_length)
+            refuse("item row " + std::to_string(row) + " has " + std::to_string(end - first) +
+                   " states, the layout has room for " + std::to_string(sizes_.item_length));
+    }
+}
+
+void Engine::join_block(const Rows &queries, const States &items, const Pair *pairs, size_t count, Workspace &work,
+                        float *out) const {
+    const size_t hidden = sizes_.hidden, join = sizes_.join_layer, last = sizes_.layers - 1, width = items.width;
+    std::vector<Span> &spans = work.spans;
+    spans.clear();
+    size_t total = 0, states = 0;
+    for (size_t i = 0; i < count; ++i) {
+        spans.push_back({text_rows(queries, pairs[i].query, 0), state_rows(items, pairs[i].item)});
+        total += spans.back().rows();
+        states += spans.back().item_rows;
+    }
+    float *known = work.widened.get(states * width), *query_rows = work.queries.get((total - states) * hidden);
+    for (size_t i = 0, row = 0, asked = 0; i < count; ++i) {
+        const size_t first = static_cast<size_t>(items.offsets[pairs[i].item]), rows = spans[i].item_rows;
+        kernels_.widen(items.values + first * width, rows * width, known + row * width);
+        row += rows;
+        prepare_query(queries, pairs[i].query, work);
+        std::memcpy(query_rows + asked * hidden, work.query_states.get(0), spans[i].query_rows * hidden * sizeof(float));
+        asked += spans[i].query_rows;
+    }
+    if (sizes_.one_way) read_one_way(work, spans, known, query_rows);
+    // The rows of both, as they enter the last layer, or the join where titles read the query too.
+    float *x = work.states.get(total * hidden), *to = x;
+    const float *asked = query_rows, *item = known + (width - hidden);
+    for (const Span &span : spans) {
+        std::memcpy(to, asked, span.query_rows * hidden * sizeof(float));
+        asked += span.query_rows * hidden;
+        to += span.query_rows * hidden;
+        for (size_t row = 0; row < span.item_rows; ++row, to += hidden, item += width)
+            std::memcpy(to, item, hidden * sizeof(float));
+    }
+    if (!sizes_.one_way && last > join) run_layers(work, x, spans, join, last, nullptr, false);
+    float *logits = work.logits.get(count);
+    finish(work, x, spans, logits);
+    for (size_t i = 0; i < count; ++i) out[pairs[i].place] = logits[i];
+}
+
+// Layers from the join up to the last for the rows of queries, which read titles whose states are all known.
+void Engine::read_one_way(Workspace &work, const std::vector<Span> &spans, const float *states, float *query_rows) const {
+    const size_t hidden = sizes_.hidden, heads = sizes_.heads, width = hidden / heads, ld = 3 * hidden;
+    const size_t state = state_width();
+    size_t asked = 0, longest = 0;
+    for (const Span &span : spans) {
+        asked += span.query_rows;
+        longest = std::max(longest, span.rows());
+    }
+    float *own = work.given.get(asked * ld), *seen = work.seen.get(asked * hidden);
+    float *projected = work.projected.get(longest * ld), *scratch = work.scratch.get(attention_scratch(longest, longest, width));
+    for (size_t number = sizes_.join_layer; number + 1 < sizes_.layers; ++number) {
+        const Layer &layer = layers_[number];
+        kernels_.linear(query_rows, hidden, layer.projections, own, ld, asked, Epilogue::store);
+        const float *from = own, *item = states + (number - sizes_.join_layer) * hidden;
+        float *to = seen;
+        for (const Span &span : spans) {
+            std::memcpy(projected, from, span.query_rows * ld * sizeof(float));
+            kernels_.linear(item, state, layer.key_value, projected + span.query_rows * ld + hidden, ld, span.item_rows,
+                            Epilogue::store);
+            for (size_t head = 0; head < heads; ++head) {
+                const float *q = projected + head * width;
+                kernels_.attention(q, span.query_rows, q + hidden, q + 2 * hidden, span.rows(), ld, width,
+                                   to + head * width, hidden, scratch);
+            }
+            from += span.query_rows * ld;
+            item += span.item_rows * state;
+            to += span.query_rows * hidden;
+        }
+        feed_forward(layer, query_rows, seen, work.fed.get(asked * sizes_.feed_forward), asked);
+    }
 }
 
 // ---------------------------------------------------------------- the choice of kernels
@@ -571,7 +706,8 @@ const Kernels *find_kernels(const char *wanted) {
     if ((name.empty() || name == "avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
         return &avx512_kernels();
-    if ((name.empty() || name == "avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    if ((name.empty() || name == "avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("f16c"))
         return &avx2_kernels();
 #endif
     return name.empty() || name == "portable" ? &portable_kernels() : nullptr;

@@ -49,6 +49,15 @@ struct Rows {
     const std::int8_t *classes = nullptr;
 };
 
+// What a late join knows of items ahead: half-precision rows end to end, `width` numbers each, a row for each token
+// and for [SEP]; item i has rows offsets[i]..offsets[i + 1].
+struct States {
+    const std::uint16_t *values = nullptr;
+    std::size_t rows = 0, width = 0;
+    const std::int64_t *offsets = nullptr;
+    std::size_t count = 0;
+};
+
 class Buffer {
   public:
     // At least `count` floats, aligned to a cache line; what was there before is lost when it grows.
@@ -97,6 +106,13 @@ class Engine {
     void score(const Rows &queries, const std::int64_t *query_rows, const Rows &items, const std::int64_t *item_rows,
                std::size_t pairs, std::size_t threads, float *out);
 
+    // The same for items whose states were computed ahead.
+    void join(const Rows &queries, const std::int64_t *query_rows, const States &items, const std::int64_t *item_rows,
+              std::size_t pairs, std::size_t threads, float *out);
+
+    // Numbers that a state has; 0 where the network joins early.
+    std::size_t state_width() const;
+
     const Kernels &kernels() const { return kernels_; }
 
   private:
@@ -105,6 +121,7 @@ class Engine {
     };
     struct Layer {
         Linear projections;  // of query, key and value at once; all but the last layer have it
+        Linear key_value;    // of key and value alone, where titles do not read the query
         Linear query;        // the last layer's
         std::vector<Linear> key_back, value;  // the last layer's, a head each
         Linear attention_out, feed_in, feed_out;
@@ -127,6 +144,13 @@ class Engine {
 
     void check(const Rows &rows, const std::int64_t *chosen, std::size_t count, std::size_t side,
                const char *what) const;
+    void check(const States &states, const std::int64_t *chosen, std::size_t count) const;
+    void score_blocks(const Rows &queries, const Rows *items, const States *states, std::vector<Pair> &order,
+                      std::size_t threads, float *out);
+    std::vector<Pair> ordered(const std::int64_t *query_rows, const std::int64_t *item_rows, std::size_t pairs) const;
+    void join_block(const Rows &queries, const States &items, const Pair *pairs, std::size_t count, Workspace &work,
+                    float *out) const;
+    void read_one_way(Workspace &work, const std::vector<Span> &spans, const float *states, float *query_rows) const;
     std::size_t text_rows(const Rows &rows, std::size_t row, std::size_t side) const;
     void embed_row(std::int32_t id, std::size_t side, std::size_t position, std::size_t term_class, float *x,
                    float *projected) const;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace pertinent {
 
@@ -50,6 +51,9 @@ struct Kernels {
     // projected = (sum of products - mean * gain_sums) / deviation + shifts.
     void (*embed)(const float *const *parts, std::size_t count, const EmbedSizes &sizes, const float *gain,
                   const float *shift, const float *gain_sums, const float *shifts, float *x, float *projected);
+
+    // Half-precision numbers as floats.
+    void (*widen)(const std::uint16_t *x, std::size_t count, float *out);
 
     void (*tanh)(float *x, std::size_t count);
     void (*exp2)(float *x, std::size_t count);

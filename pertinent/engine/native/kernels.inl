@@ -416,8 +416,36 @@ void embed(const float *const *parts, size_t count, const EmbedSizes &sizes, con
     }
 }
 
-const Kernels table = {NAME,  PANEL,     linear,    layer_norm, attention, pooled_attention,
-                       embed, tanh_each, exp2_each, gelu_each,  dot};
+float widened(std::uint16_t half) {
+    const std::uint32_t sign = (half & 0x8000u) << 16, rest = half & 0x7fffu;
+    std::uint32_t bits;
+    if (rest >= 0x7c00u) {
+        bits = sign | 0x7f800000u | (rest & 0x3ffu) << 13;  // infinity, or no number
+    } else if (rest >= 0x400u) {
+        bits = sign | ((rest << 13) + 0x38000000u);
+    } else {
+        const float small = static_cast<float>(rest) * 5.9604644775390625e-8f;  // 2^-24
+        return sign != 0 ? -small : small;
+    }
+    float value;
+    __builtin_memcpy(&value, &bits, 4);
+    return value;
+}
+
+void widen(const std::uint16_t *x, size_t count, float *out) {
+    size_t i = 0;
+#if LANES == 16
+    for (; i + 16 <= count; i += 16)
+        store(out + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(x + i))));
+#elif LANES == 8
+    for (; i + 8 <= count; i += 8)
+        store(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(x + i))));
+#endif
+    for (; i < count; ++i) out[i] = widened(x[i]);
+}
+
+const Kernels table = {NAME,  PANEL, linear,    layer_norm, attention, pooled_attention,
+                       embed, widen, tanh_each, exp2_each,  gelu_each, dot};
 
 }  // namespace
 }  // namespace pertinent

@@ -101,6 +101,24 @@ class PyEngine {
         return owned(std::move(logits));
     }
 
+    Floats join(const Array<std::int32_t, 1> &query_ids, const Array<std::int64_t, 1> &query_offsets,
+                const std::optional<Array<std::int8_t, 1>> &query_classes, const Array<std::int64_t, 1> &query_rows,
+                const Array<std::uint16_t, 2> &states, const Array<std::int64_t, 1> &state_offsets,
+                const Array<std::int64_t, 1> &item_rows, std::size_t threads) {
+        if (query_rows.shape(0) != item_rows.shape(0)) throw nb::value_error("there must be one item row for each query row");
+        if (state_offsets.shape(0) < 1) throw nb::value_error("offsets are empty; give one more than there are rows");
+        const Rows queries = rows_of(query_ids, query_offsets, query_classes);
+        const States items{states.data(), states.shape(0), states.shape(1), state_offsets.data(), state_offsets.shape(0) - 1};
+        std::vector<float> logits(query_rows.shape(0));
+        {
+            nb::gil_scoped_release release;
+            engine_->join(queries, query_rows.data(), items, item_rows.data(), logits.size(), threads, logits.data());
+        }
+        return owned(std::move(logits));
+    }
+
+    std::size_t state_width() const { return engine_->state_width(); }
+
     std::string instructions() const { return engine_->kernels().name; }
 
   private:
@@ -198,5 +216,8 @@ NB_MODULE(_native, m) {
         .def("score", &PyEngine::score, nb::arg("query_ids"), nb::arg("query_offsets"), nb::arg("query_classes").none(),
              nb::arg("query_rows"), nb::arg("item_ids"), nb::arg("item_offsets"), nb::arg("item_classes").none(),
              nb::arg("item_rows"), nb::arg("threads"))
+        .def("join", &PyEngine::join, nb::arg("query_ids"), nb::arg("query_offsets"), nb::arg("query_classes").none(),
+             nb::arg("query_rows"), nb::arg("states"), nb::arg("state_offsets"), nb::arg("item_rows"), nb::arg("threads"))
+        .def_prop_ro("state_width", &PyEngine::state_width)
         .def_prop_ro("instructions", &PyEngine::instructions);
 }

@@ -1,0 +1,201 @@
+"""One query against many real titles: the native engine against what else a user could run, turn by turn.
+
+    python benchmarks/engine_levels.py                            # L3-H128, 3,000 titles
+    python benchmarks/engine_levels.py --network h384 --titles 600
+
+The networks, titles and weights are those of ``engine_vs_sentence_transformers.py``: time does not depend on what
+weights hold. Contestants take turns in an order that changes each turn; ratios are medians of the ratios of each
+turn. Beside wall time there is processor time, of all threads together: on a machine that others use it says more.
+All scores must be equal to 1e-4, but for those of 8-bit products.
+
+- ``sentence-transformers``: ``CrossEncoder.predict`` as it is.
+- ``onnxruntime``: the backend ``onnx``: fused graph, length buckets, one single-threaded worker a core.
+- ``ctranslate2 int8``: its encoder over tokenized pairs, sorted by length; only where the package is installed.
+- ``native``: the backend ``native``. ``onnxruntime`` and ``native`` read an index: only the query is tokenized.
+
+``cold`` starts a new process, loads model and index and scores all titles once: seconds, and its peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import torch
+from engine_vs_sentence_transformers import LAYOUT, QUERY, networks, processor, real_titles
+
+from pertinent.artifact import write_artifact, write_json
+from pertinent.engine.backends import available_cores
+from pertinent.engine.export import write_graph
+from pertinent.engine.index import ItemIndex
+from pertinent.engine.scorer import Scorer
+from pertinent.lexicon.pairs import PairTokenizer
+from pertinent.models.interchange import export_hugging_face
+from pertinent.models.store import save_network
+from pertinent.records import Item
+
+NETWORKS = {"h128": "L3-H128", "h384": "L3-H384 (MiniLM 0,2,4)"}
+COLD = """
+import json, re, sys, time
+from pertinent.engine.index import ItemIndex
+from pertinent.engine.scorer import Scorer
+scorer = Scorer.load(sys.argv[1], sys.argv[2])
+scorer.score_index(sys.argv[4], ItemIndex.open(sys.argv[3], scorer.pairs))
+assert "torch" not in sys.modules
+peak = re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())
+print(json.dumps([time.time(), int(peak[1]) / 1024 if peak else None, time.process_time()]))
+"""
+
+
+def contestants(
+    network: Any, pairs: PairTokenizer, items: list[Item], folder: Path, cores: int
+) -> dict[str, Callable[[], Any]]:
+    from sentence_transformers import CrossEncoder
+
+    export_hugging_face(network, pairs, folder / "hf")
+    with write_artifact(folder / "model", "model", {}) as aside:
+        save_network(aside, network, pairs)
+        write_graph(network, aside)
+    scorers = {name: Scorer.load(folder / "model", name, cores) for name in ("onnx", "native")}
+    index = ItemIndex.build(items, pairs, folder / "index", scorers["native"].version)
+    theirs = CrossEncoder(str(folder / "hf"), max_length=LAYOUT.length, device="cpu")
+    texts = [(QUERY, item.title) for item in items]
+    runs: dict[str, Callable[[], Any]] = {
+        "sentence-transformers": lambda: theirs.predict(texts, show_progress_bar=False),
+        "onnxruntime": lambda: scorers["onnx"].score_index(QUERY, index),
+        "native": lambda: scorers["native"].score_index(QUERY, index),
+    }
+    fast = ctranslate2_int8(network, pairs, items, folder, cores)
+    return runs if fast is None else {**runs, "ctranslate2 int8": fast}
+
+
+def ctranslate2_int8(
+    network: Any, pairs: PairTokenizer, items: list[Item], folder: Path, cores: int
+) -> Callable[[], Any] | None:
+    try:
+        import ctranslate2
+    except ImportError:
+        return None
+    config = json.loads((folder / "hf" / "config.json").read_text())
+    write_json(folder / "hf" / "config.json", {**config, "position_embedding_type": "absolute"})  # it asks for this
+    converter = ctranslate2.converters.TransformersConverter(str(folder / "hf"))
+    converter.convert(str(folder / "ct2"), quantization="int8")
+    encoder = ctranslate2.Encoder(str(folder / "ct2"), device="cpu", inter_threads=cores, intra_threads=1)
+    query, titles = pairs.encode_queries([QUERY]), pairs.encode_items([item.title for item in items])
+    first = [pairs.cls_id, *query.ids.tolist(), pairs.sep_id]
+    ids = [[*first, *titles.row(row).tolist(), pairs.sep_id] for row in range(len(items))]
+    order = np.argsort([len(row) for row in ids], kind="stable")
+    batches = [order[start : start + 32] for start in range(0, len(order), 32)]
+    weight, bias = (p.detach().numpy() for p in (network.classifier.weight, network.classifier.bias))
+
+    def part(batch: Any) -> Any:
+        rows = [ids[row] for row in batch]
+        kinds = [[0] * len(first) + [1] * (len(row) - len(first)) for row in rows]
+        pooled = np.array(encoder.forward_batch(rows, token_type_ids=kinds).pooler_output)
+        return pooled @ weight[0] + bias[0]
+
+    from concurrent.futures import ThreadPoolExecutor
+
+    pool = ThreadPoolExecutor(cores)
+
+    def run() -> Any:
+        logits = np.zeros(len(ids), np.float32)
+        for batch, found in zip(batches, pool.map(part, batches), strict=True):
+            logits[batch] = found
+        return 1 / (1 + np.exp(-logits))
+
+    return run
+
+
+def take_turns(runs: dict[str, Callable[[], Any]], turns: int) -> dict[str, list[tuple[float, float]]]:
+    """Wall and processor seconds of each run, by name."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    for turn in range(turns):
+        order = list(runs)[turn % len(runs) :] + list(runs)[: turn % len(runs)]
+        for name in order:
+            wall, used = time.perf_counter(), time.process_time()
+            runs[name]()
+            seconds[name].append((time.perf_counter() - wall, time.process_time() - used))
+    return seconds
+
+
+def cold_start(folder: Path, backend: str) -> dict[str, float]:
+    command = [sys.executable, "-c", COLD, str(folder / "model"), backend, str(folder / "index"), QUERY]
+    started = time.time()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    ended, peak, used = json.loads(done.stdout)
+    return {"seconds": round(ended - started, 2), "processor_seconds": round(used, 2), "peak_mb": round(peak, 1)}
+
+
+def measure(network: Any, pairs: PairTokenizer, items: list[Item], turns: int, cores: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        runs = contestants(network, pairs, items, folder, cores)
+        scores = {name: np.asarray(run(), dtype=np.float64) for name, run in runs.items()}  # also the warm-up
+        differences = {name: float(np.abs(found - scores["native"]).max()) for name, found in scores.items()}
+        wrong = [name for name, size in differences.items() if not size <= 1e-4 and not name.endswith("int8")]
+        if wrong:
+            sys.exit(f"error: scores of {', '.join(wrong)} differ from those of native: {differences}")
+        seconds = take_turns(runs, turns)
+        cold = {name: cold_start(folder, name) for name in ("onnx", "native")}
+    rows = {
+        name: {
+            "median_ms": round(1e3 * statistics.median(wall for wall, _ in times), 1),
+            "median_processor_ms": round(1e3 * statistics.median(used for _, used in times), 1),
+            "native_is_faster": ratio(times, seconds["native"], 0),
+            "native_uses_less": ratio(times, seconds["native"], 1),
+            "largest_difference": differences[name],
+        }
+        for name, times in seconds.items()
+    }
+    return {"rows": rows, "cold": cold}
+
+
+def ratio(theirs: list[tuple[float, float]], ours: list[tuple[float, float]], which: int) -> float:
+    return round(statistics.median(a[which] / b[which] for a, b in zip(theirs, ours, strict=True)), 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", choices=NETWORKS, default="h128")
+    parser.add_argument("--titles", type=int, default=3_000)
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    cores = available_cores()
+    torch.set_num_threads(cores)
+    network, pairs = networks()[NETWORKS[args.network]]
+    items = real_titles(args.titles, pairs)
+    found = measure(network, pairs, items, args.turns, cores)
+    print(f"{NETWORKS[args.network]}: 1 query x {len(items)} titles, {cores} cores, {args.turns} turns, medians")
+    print(f"{'':24}{'wall ms':>10}{'cpu ms':>10}{'native wall':>13}{'native cpu':>12}")
+    for name, row in found["rows"].items():
+        print(
+            f"{name:24}{row['median_ms']:>10.1f}{row['median_processor_ms']:>10.1f}"
+            f"{row['native_is_faster']:>12.2f}x{row['native_uses_less']:>11.2f}x"
+        )
+    for name, row in found["cold"].items():
+        print(
+            f"cold start, {name}: {row['seconds']} s ({row['processor_seconds']} s of processor), {row['peak_mb']} MB"
+        )
+    out = args.out or Path(__file__).with_name(f"engine_levels_{args.network}.json")
+    about = {"query": QUERY, "titles": len(items), "turns": args.turns, "cores": cores, "processor": processor()}
+    write_json(out, {"about": about, "network": NETWORKS[args.network], **found})
+    print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    main()
