@@ -23,6 +23,7 @@ CLASSES: dict[str, type[Config]] = {
     "ei-src-pretrain.yaml": PretrainConfig,
     "ei-src-*.yaml": TrainConfig,
     "shipped-*.yaml": TrainConfig,
+    "late-*.yaml": TrainConfig,
     "lexicon*.yaml": LexiconConfig,
     "synthesize*.yaml": SynthesizeConfig,
     "mine*.yaml": MineConfig,
