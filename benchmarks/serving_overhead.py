@@ -59,7 +59,7 @@ async def measure(url: str, scorer: Scorer, index: ItemIndex, ids: list[str], it
         await pool.send(small)
         single = time.perf_counter() - before
         answer = json.loads(reply.body)
-        assert reply.status == 200 and len(answer["index"]) == items
+        assert reply.status == 200 and len(answer["index"]) == items, reply.body[:300] + reply.body[-300:]
         best = np.zeros(items)
         best[answer["index"]] = answer["relevance"]
         assert np.allclose(best, scores, atol=1e-5)
