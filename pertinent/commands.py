@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pertinent.evaluation.review import ReviewResult, Sheet
     from pertinent.explain import ExplainConfig, ExplainedText, Explanation
     from pertinent.load.results import Load
-    from pertinent.mining.run import MineConfig
+    from pertinent.mining.settings import MineConfig
     from pertinent.serving.run import Stopped
 
 # Scorers that are fitted on the titles they score, by the name they have on the command line.

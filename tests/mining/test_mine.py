@@ -23,8 +23,8 @@ import pytest
 from pertinent.artifact import open_artifact, write_artifact
 from pertinent.cli import main
 from pertinent.errors import ArtifactError, ConfigError, DataError, PertinentError
-from pertinent.mining import run as module
-from pertinent.mining.run import TABLES, MineConfig, mine, read_mined
+from pertinent.mining import derived, intake, updates
+from pertinent.mining.run import TABLES, MineConfig, input_digests, mine, read_mined
 from pertinent.mining.schema import DAY, LEVELS
 
 QUERIES = ["red shoes", "無線 イヤホン", "waterproof hiking boots", "kabel", "usb c cable 2m"]
@@ -313,7 +313,7 @@ def test_an_update_with_other_counting_is_refused(made: Path, shop: Path, change
 def test_what_does_not_shape_days_may_change_from_update_to_update() -> None:
     before = settings()
     free = {"log": {"path": "b", "time_unit": "seconds"}, "checks": {"latest": "2025-01-21"}, "judged": ["j.csv"]}
-    module._refuse_others(settings(**free, hot={"days": 2}, neighbors={"days": 2, "keep": 9}), before)
+    updates._refuse_others(settings(**free, hot={"days": 2}, neighbors={"days": 2, "keep": 9}), before)
 
 
 def test_a_guessed_position_base_must_be_that_of_earlier_days(made: Path, shop: Path) -> None:
@@ -322,13 +322,13 @@ def test_a_guessed_position_base_must_be_that_of_earlier_days(made: Path, shop: 
         (folder / "report.json").write_text(json.dumps(report | {"notes": {"rows": 9, "position_base:web": 1}}))
     base, foreign = open_artifact("base"), {"path": "log.jsonl", "format": "ubi"}
     config = MineConfig.build({"log": foreign, "out": "x"})
-    assert module._same_positions(config, base, {"rows": 3}) == {"rows": 3, "position_base:web": 1}
+    assert updates.same_positions(config, base, {"rows": 3}) == {"rows": 3, "position_base:web": 1}
     same = {"position_base:web": 1, "position_base:app": 0}
-    assert module._same_positions(config, base, same) == same
+    assert updates.same_positions(config, base, same) == same
     with pytest.raises(ConfigError, match=r"'web' seem to count from 0 .* counted from 1"):
-        module._same_positions(config, base, {"position_base:web": 0})
+        updates.same_positions(config, base, {"position_base:web": 0})
     said = MineConfig.build({"log": {**foreign, "position_base": 0}, "out": "x"})
-    assert module._same_positions(said, base, {"position_base:web": 0}) == {"position_base:web": 0}
+    assert updates.same_positions(said, base, {"position_base:web": 0}) == {"position_base:web": 0}
 
 
 def test_an_update_after_a_stop_between_two_renames_goes_on_from_what_was_there(
@@ -460,14 +460,14 @@ def test_only_an_artifact_of_its_kind_is_replaced(shop: Path) -> None:
 
 
 def test_two_runs_into_one_place_are_refused(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = module.read_log
+    real = intake.read_log
 
     def beside(*arguments: Any) -> Any:
         with pytest.raises(ArtifactError, match="another run"):
             mine(settings())
         return real(*arguments)
 
-    monkeypatch.setattr(module, "read_log", beside)
+    monkeypatch.setattr(intake, "read_log", beside)
     mine(settings())
 
 
@@ -484,11 +484,14 @@ def test_a_run_goes_on_after_its_last_complete_step(made: Path, shop: Path, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module, "_candidates", interrupted)
+        patch.setattr(derived, "_candidates", interrupted)
         mine(settings())
     assert not (shop / "mined").exists()
     with monkeypatch.context() as patch:
-        for name in ("read_log", "check_events", "daily_counts", "fit_position_model", "user_sequences"):
+        for module, name in (
+            *((intake, "read_log"), (intake, "check_events"), (updates, "daily_counts")),
+            *((derived, "fit_position_model"), (derived, "user_sequences")),
+        ):
             patch.setattr(module, name, interrupted)
         mine(settings())
     assert content(shop / "mined") == content(made / "mined")
@@ -505,7 +508,7 @@ def test_other_settings_or_another_log_begin_anew(
     if change == "log":
         write_log(shop / "log.parquet", day_rows(8, seed=5))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module, "_candidates", interrupted)
+        patch.setattr(derived, "_candidates", interrupted)
         mine(settings(neighbors={"keep": 1}) if change == "settings" else settings())
     shutil.copy(made / "log.parquet", shop / "log.parquet")
     mine(settings())
@@ -521,13 +524,13 @@ def test_each_file_of_a_folder_and_the_lexicon_is_an_input(shop: Path) -> None:
         (folder / "words.json").write_text("[]")
     made = {}
     for source in ("logs", "logs/**/*.parquet", "logs/*/part-0.parquet"):
-        made[source] = module.input_digests(settings(source, items=None, lexicon="words"))
+        made[source] = input_digests(settings(source, items=None, lexicon="words"))
         assert list(made[source]) == ["log/day=1/part-0.parquet", "log/day=2/part-0.parquet", "lexicon"]
         assert made[source]["lexicon"] == open_artifact("words").version
     write_log(shop / "logs/day=1/part-0.parquet", day_rows(3))
     for source, before in made.items():
-        assert module.input_digests(settings(source, items=None, lexicon="words")) != before
-    assert module.input_digests(settings("s3://logs/day=1/*.parquet", items=None)) == {}
+        assert input_digests(settings(source, items=None, lexicon="words")) != before
+    assert input_digests(settings("s3://logs/day=1/*.parquet", items=None)) == {}
 
 
 def test_an_engine_without_memory_names_the_setting_and_goes_on_with_more(
@@ -536,12 +539,12 @@ def test_an_engine_without_memory_names_the_setting_and_goes_on_with_more(
     def full(*_: Any) -> Any:
         raise duckdb.OutOfMemoryException("could not allocate block of size 256.0 KiB")
 
-    for name in ("check_events", "_candidates"):
+    for module, name in ((intake, "check_events"), (derived, "_candidates")):
         with monkeypatch.context() as patch, pytest.raises(PertinentError, match=r"engine\.memory=1GB .*256.0 KiB"):
             patch.setattr(module, name, full)
             mine(settings())
     with monkeypatch.context() as patch:
-        patch.setattr(module, "daily_counts", full)
+        patch.setattr(updates, "daily_counts", full)
         mine(settings(engine={"type": "duckdb", "memory": "2GB", "threads": 1}))
     for name in TABLES:
         assert rows_of(shop / "mined", name) == rows_of(made / "mined", name), name
