@@ -32,7 +32,7 @@ from pertinent.lexicon.run import LexiconConfig
 from pertinent.lexicon.terms import domain_words, word_counts
 from pertinent.lexicon.vocabulary import extend_tokenizer, subtoken_report
 from pertinent.page import grid, page, section, table
-from pertinent.text import normalize
+from pertinent.text import JOINT, normalize
 
 CATALOGS = ("esci", "icecat", "pricerunner", "fashion")
 SPEED_TITLES = 3_000
@@ -108,25 +108,31 @@ def hidden(titles: list[str], base: Tokenizer) -> dict[str, int]:
     encodings = extended.encode_batch_fast(texts, add_special_tokens=False)
     differ = 0
     for text, encoding in zip(texts, encodings, strict=True):
-        found = [extended.id_to_token(number) for number in encoding.ids if number >= known]
+        found = [extended.id_to_token(number).replace(JOINT, "") for number in encoding.ids if number >= known]
         differ += found != whole_words(text, added)
     return {"titles": len(titles), "hidden": differ}
 
 
 def whole_words(text: str, added: set[str]) -> list[str]:
-    """The longest added words that fit, from left to right."""
+    """The longest added words that fit, from left to right, by the rule of the docs: character by character."""
     joins = [_joins(character) for character in text]
-    starts = [at for at in range(len(text)) if not (at and joins[at - 1])]
+    within = {at for at in range(1, len(text) - 1) if text[at] in ".," and _digits(text[at - 1] + text[at + 1])}
+    starts = [at for at in range(len(text)) if not at or not (joins[at - 1] or at - 1 in within)]
     found, free = [], 0
     for start in starts:
         if start < free:
             continue
         for end in range(min(len(text), start + LONGEST), start, -1):
-            if (end == len(text) or not joins[end]) and text[start:end] in added:
+            ends = end == len(text) or text[end - 1] == "%" or not (joins[end] or end in within)
+            if ends and text[start:end] in added:
                 found.append(text[start:end])
                 free = end
                 break
     return found
+
+
+def _digits(text: str) -> bool:
+    return all(unicodedata.category(character) == "Nd" for character in text)
 
 
 def _joins(character: str) -> bool:

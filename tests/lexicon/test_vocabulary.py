@@ -17,7 +17,10 @@ from pertinent.data.readers import read_table
 from pertinent.data.samples import sample_path
 from pertinent.errors import ArtifactError
 from pertinent.folders import shipped_folder
+from pertinent.lexicon.classes import CLASS_IDS
+from pertinent.lexicon.gazetteer import Gazetteer, GazetteerConfig
 from pertinent.lexicon.pairs import TOKENIZER_FILE, PairConfig, PairTokenizer
+from pertinent.lexicon.tagger import Tagger, TaggerConfig, token_classes
 from pertinent.lexicon.terms import DomainWord, domain_words, need_word_pieces, splitting_words, word_counts
 from pertinent.lexicon.vocabulary import (
     Subtokens,
@@ -189,6 +192,29 @@ def test_a_whole_word_is_one_token_and_a_text_without_it_is_cut_as_before(word: 
     if number not in encoding.ids:
         assert encoding.ids == base().encode(normal, add_special_tokens=False).ids
         assert encoding.offsets == base().encode(normal, add_special_tokens=False).offsets
+
+
+@pytest.mark.parametrize(
+    ("text", "classes"),
+    [
+        ("100%cotton", {"100%": 1, "cotton": 0}),
+        ("100% cotton", {"100%": 1, "cotton": 0}),
+        ("cable 6ft", {"cable": 0, "6ft": 1}),
+        ("5.6ft", {"5": 1, ".": 1, "6": 1, "ft": 1}),
+        ("1/6ft", {"1": 1, "/": 1, "6ft": 1}),
+        ("12v/6ft", {"12v": 1, "/": 0, "6ft": 1}),
+        (".6ft 12v", {".": 0, "6ft": 1, "12v": 1}),
+        ("1100%", {"1100": 1, "%": 1}),
+    ],
+)
+def test_tokens_of_numbers_with_units_have_the_class_of_the_word_that_the_tagger_sees(
+    text: str, classes: dict[str, int]
+) -> None:
+    tagger = Tagger(Gazetteer({}, GazetteerConfig()), None, TaggerConfig(mode="gazetteer"))
+    encoding = extended().encode(text, add_special_tokens=False)
+    found = (token_classes(encoding.offsets, tagger.tag(text)) == CLASS_IDS["specification"]).astype(int).tolist()
+    assert [text[start:end] for start, end in encoding.offsets] == list(classes)
+    assert found == list(classes.values())
 
 
 def test_an_extended_tokenizer_can_be_extended_again() -> None:
