@@ -366,7 +366,6 @@ COMMANDS: dict[str, Command] = {
         ),
         (
             "pertinent cache runs/model --hot-pairs runs/mined --index runs/index --out runs/hot",
-            "pertinent serve runs/model --index runs/index --hot-pairs runs/hot",
         ),
     ),
     "bench": Command(
