@@ -2,12 +2,16 @@
 
     python benchmarks/mining_scale.py                                     # 0.1, 1 and 10 million events
     python benchmarks/mining_scale.py --events 100000                     # a quick look
+    python benchmarks/mining_scale.py --spark 100000                      # the same steps on a local Spark
 
 For each size a log is made by ``pertinent data synthesize`` and mined by the command in a process of its
 own, on DuckDB with a stated bound on its buffers. Twice a second its resident memory and the size of its
 work folder, with what the engine has spilled, are looked at; the peak of memory is the one that the
 system kept. ``events_per_s`` counts the events that were mined, after the checks; ``checks`` says which rows
 the checks found. The script fails where a run takes more memory than ``--limit``. Steps are timed by the command.
+
+``--spark`` mines one log of that size on DuckDB and on a local Spark, fails unless all tables have the same rows,
+and adds ``spark`` to the results that are there. Memory is then that of the process and its children together.
 """
 
 from __future__ import annotations
@@ -55,6 +59,11 @@ def watch(process: subprocess.Popen[str], work: Path, seen: dict[str, int]) -> N
         seen["spilled"] = max(seen["spilled"], spilled)
         seen["work"] = max(seen["work"], all_bytes)
         try:
+            children = sum(child.memory_info().rss for child in psutil.Process(process.pid).children(recursive=True))
+            seen["children"] = max(seen.get("children", 0), children)
+        except psutil.Error:
+            continue
+        try:
             # The highest there was, kept by the system; ps.memory_info has the present one.
             status = Path(f"/proc/{process.pid}/status").read_text()
             peak = int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) * 1024  # type: ignore[union-attr]
@@ -67,12 +76,17 @@ def watch(process: subprocess.Popen[str], work: Path, seen: dict[str, int]) -> N
         time.sleep(0.5)
 
 
-def measure(events: int, folder: Path, memory: str, threads: int) -> dict[str, Any]:
-    shop, out = folder / "shop", folder / "mined"
+def measure(events: int, folder: Path, memory: str, threads: int, engine: str = "duckdb") -> dict[str, Any]:
+    shop, out = folder / "shop", folder / f"mined-{engine}"
     started = time.perf_counter()
-    synthesize(SynthesizeConfig(out=str(shop), events=events, progress=False))
+    if not shop.is_dir():
+        synthesize(SynthesizeConfig(out=str(shop), events=events, progress=False))
     made = time.perf_counter() - started
-    settings = ["--set", "engine.type=duckdb", "--set", f"engine.memory={memory}", "--set", f"engine.threads={threads}"]
+    settings = ["--set", f"engine.type={engine}", "--set", f"engine.memory={memory}"]
+    if engine == "duckdb":
+        settings += ["--set", f"engine.threads={threads}"]
+    else:
+        settings += ["--set", f"engine.master=local[{threads}]"]
     command = ["--log", str(shop / "log.parquet"), "--items", str(shop / "items.parquet"), "--out", str(out)]
     load = os.getloadavg()[0]
     started = time.perf_counter()
@@ -85,7 +99,7 @@ def measure(events: int, folder: Path, memory: str, threads: int) -> dict[str, A
         env={**os.environ, "OMP_NUM_THREADS": str(threads)},
     )
     seen = {"memory": 0, "spilled": 0, "work": 0}
-    watcher = threading.Thread(target=watch, args=(process, folder / "mined.work", seen))
+    watcher = threading.Thread(target=watch, args=(process, out.with_name(f"{out.name}.work"), seen))
     watcher.start()
     printed, told = process.communicate()
     seconds = time.perf_counter() - started
@@ -105,12 +119,29 @@ def measure(events: int, folder: Path, memory: str, threads: int) -> dict[str, A
         "mining_s": round(seconds, 1),
         "events_per_s": round(metrics["events"] / seconds),
         "peak_memory_mb": round(seen["memory"] / 1e6),
+        "peak_memory_of_children_mb": round(seen.get("children", 0) / 1e6),
         "peak_spilled_mb": round(seen["spilled"] / 1e6),
         "peak_work_mb": round(seen["work"] / 1e6),
         "artifact_mb": round(folder_bytes(out) / 1e6, 1),
         "steps_s": {step.group(2): float(step.group(3)) for step in steps if step is not None},
         "tables": metrics,
     }
+
+
+def on_spark(events: int, folder: Path, threads: int) -> dict[str, Any]:
+    """One log mined on both engines: what each took, and how many rows of which tables are the same."""
+    found = {
+        engine: measure(events, folder, memory, threads, engine)
+        for engine, memory in (("duckdb", "2GB"), ("spark", "2g"))
+    }
+    same = {}
+    for path in sorted((folder / "mined-duckdb").glob("*.parquet")):
+        ours, theirs = (pq.read_table(folder / f"mined-{engine}" / path.name) for engine in found)
+        order = [(name, "ascending") for name in ours.column_names]
+        if not ours.sort_by(order).equals(theirs.select(ours.column_names).cast(ours.schema).sort_by(order)):
+            sys.exit(f"error: {path.name} has other rows on Spark than on DuckDB")
+        same[path.name] = ours.num_rows
+    return {"equal_rows": same, **found}
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
@@ -128,8 +159,25 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=4000, help="the most MB of memory the process may take")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="where logs and work lie; left out: the system's temporary folder")
+    parser.add_argument(
+        "--spark", type=int, metavar="EVENTS", help="mine so many events on a local Spark, and nothing else"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
+    if options.spark is not None:
+        folder = Path(tempfile.mkdtemp(prefix="mining-scale-", dir=options.folder))
+        try:
+            found = {
+                "command": f"python benchmarks/mining_scale.py --spark {options.spark}",
+                "software": {"pyspark": version("pyspark"), "duckdb": version("duckdb")},
+                **on_spark(options.spark, folder, options.threads),
+            }
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        before = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {}
+        write_json(options.out, {**before, "spark": found})
+        print(json.dumps({engine: found[engine]["mining_s"] for engine in ("duckdb", "spark")}))
+        return
     rows = []
     for events in (int(part) for part in options.events.split(",")):
         folder = Path(tempfile.mkdtemp(prefix="mining-scale-", dir=options.folder))

@@ -364,9 +364,7 @@ COMMANDS: dict[str, Command] = {
             THREADS,
             OUT,
         ),
-        (
-            "pertinent cache runs/model --hot-pairs runs/mined --index runs/index --out runs/hot",
-        ),
+        ("pertinent cache runs/model --hot-pairs runs/mined --index runs/index --out runs/hot",),
     ),
     "bench": Command(
         "measure speed, memory and cold start of a model on this machine",
