@@ -27,7 +27,8 @@ def info_nce(
         mask: True for rows that take part as anchors, ``[batch]``; all are negatives of others.
         same: True where row i and column j are one and the same thing and so no negatives of each other,
             ``[batch, batch]``. The diagonal never matters.
-        decoupled: Leave the positive out of the sum, as the authors' code does.
+        decoupled: Leave the positive out of the sum, as the authors' code does. Rows without any negative
+            then take no part.
 
     >>> eye = torch.eye(4)
     >>> round(info_nce(eye, eye, temperature=0.2).item(), 6)  # log(1 + 3 exp(-5))
@@ -45,6 +46,8 @@ def info_nce(
     hidden = torch.zeros_like(diagonal) if same is None else same & ~diagonal
     if decoupled:
         hidden = hidden | diagonal
+        compared = ~hidden.all(1)  # a row without any negative has nothing to be pushed from
+        mask = compared if mask is None else mask & compared
     return masked_mean(torch.logsumexp(torch.where(hidden, _HIDDEN, products), dim=1) - positive, mask)
 
 

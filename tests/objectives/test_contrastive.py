@@ -74,6 +74,22 @@ def test_nothing_to_compare_costs_nothing(symmetric: bool, decoupled: bool) -> N
         assert torch.isfinite(vectors.grad).all()
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_row_without_any_negative_takes_no_part(symmetric: bool) -> None:
+    vectors = torch.eye(4, requires_grad=True)
+    alone = torch.tensor([True, False, False, False])
+    lonely = neighbor_target(vectors, vectors, IDS, alone, 0.2, symmetric, decoupled=True)
+    lonely.backward()
+    assert abs(lonely.item()) < 10
+    assert torch.isfinite(vectors.grad).all()
+    same = torch.full((4,), 7)
+    assert neighbor_target(vectors, vectors, same, PRESENT, 0.2, symmetric, decoupled=True).item() == 0
+    # Three rows are one and the same thing, the fourth is their only negative.
+    value = neighbor_target(vectors, vectors, torch.tensor([7, 7, 7, 8]), PRESENT, 0.2, symmetric, decoupled=True)
+    rows = [-5.0] * 3 + [math.log(3) - 5]
+    assert value.item() == pytest.approx(sum(rows) / 4, rel=1e-4)
+
+
 def test_symmetric_is_the_mean_of_both_directions() -> None:
     torch.manual_seed(1)
     a, b = torch.randn(4, 3), torch.randn(4, 3)
