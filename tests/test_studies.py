@@ -18,6 +18,8 @@ from pertinent.lexicon.pairs import PairConfig, PairTokenizer
 from pertinent.models.interchange import export_hugging_face
 from pertinent.records import Judgment
 from pertinent.studies import StudyConfig, run_study
+from pertinent.training.data import JudgedData
+from pertinent.training.parts import hold_out, industries_of
 
 WORDS = [
     "wireless",
@@ -261,6 +263,27 @@ def test_an_industry_is_measured_by_a_model_that_learned_from_the_others(
     held_out = {row["query"] for row in table if row["split"] == "test"}
     assert held_out == {word for word, name in names.items() if name == "audio"}
     assert "each segment held out once" in study.facts["data"]
+
+
+def test_industries_of_like_names_share_neither_queries_nor_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("pertinent.training.parts.FEWEST_QUERIES", 2)
+    named = ("Toys", "toys", " TOYS ", "Home & Kitchen", "Home-Kitchen", "Home & Kitchen", "Home-Kitchen", "others")
+    rows = [
+        Judgment(f"{word} {n}", f"{n}", float(g), title=word, segment=name)
+        for n, (word, name) in enumerate(zip(WORDS, named * 2, strict=False))
+        for g in (0, 1)
+    ]
+    found = industries_of(rows, {row.item_id: row.segment for row in rows})
+    assert set(found.values()) == {"TOYS", "Home & Kitchen", "Home-Kitchen", "others"}
+    parts = hold_out(JudgedData(rows, None, 1.0), found, tmp_path)
+    assert len({part.source["judgments"] for part in parts}) == len({part.name for part in parts}) == 4
+    for part in parts:  # what training reads again is what this part holds out
+        held_out = {row.query for row in part.judged}
+        table = list(csv.DictReader(Path(part.source["judgments"]).read_text().splitlines()))
+        assert {row["query"] for row in table if row["split"] == "test"} == held_out
+        assert not held_out & {row["query"] for row in table if row["split"] != "test"}
 
 
 def test_ways_to_hold_out_that_cannot_be_are_refused(config: dict[str, Any]) -> None:

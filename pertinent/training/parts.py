@@ -86,9 +86,8 @@ def hold_out(data: JudgedData, industries: Mapping[str, str], out: Path) -> list
     texts = [normalize(judgment.query) for judgment in data.judgments]
     rows = [replace(judgment, segment=merged.get(text)) for judgment, text in zip(data.judgments, texts, strict=True)]
     parts = []
-    for name in names:
+    for name, slug in zip(names, _slugs(names), strict=True):
         splits = _splits(texts, {query for query, industry in merged.items() if industry == name})
-        slug = re.sub(r"\W+", "-", name.lower()).strip("-")
         parts.append(
             _part(replace(data, judgments=rows), splits, out / f"judgments-without-{slug}.csv", f"-without-{slug}")
         )
@@ -98,19 +97,24 @@ def hold_out(data: JudgedData, industries: Mapping[str, str], out: Path) -> list
 def industries_of(judgments: Sequence[Judgment], categories: Mapping[str, str | None]) -> dict[str, str]:
     """The industry of each normalized query: the first level of the category that most of its items have.
 
-    ``categories`` are by item id. Queries whose items have none are left out.
+    ``categories`` are by item id. Queries whose items have none are left out. Names that differ in case or
+    spacing alone are one industry.
 
     >>> rows = [Judgment("tv", "1", 1.0), Judgment("tv", "2", 0.0), Judgment("sock", "3", 1.0)]
     >>> industries_of(rows, {"1": "Electronics > TV", "2": "Electronics > Stand", "3": None})
     {'tv': 'Electronics'}
     """
     found: dict[str, Counter[str]] = {}
+    # The first spelling in the alphabet, and the first name where two are equally common: the order of the
+    # rows must not matter.
+    spelled: dict[str, str] = {}
     for judgment in judgments:
         first = re.split(r"\s*[>/|]\s*", (categories.get(judgment.item_id) or "").strip())[0]
         if first:
-            found.setdefault(normalize(judgment.query), Counter())[first] += 1
-    # The first in the alphabet where two are equally common: the order of the rows must not matter.
-    return {query: min(names, key=lambda name: (-names[name], name)) for query, names in found.items()}
+            key = normalize(first)
+            spelled[key] = min(first, spelled.get(key, first))
+            found.setdefault(normalize(judgment.query), Counter())[key] += 1
+    return {query: spelled[min(names, key=lambda name: (-names[name], name))] for query, names in found.items()}
 
 
 def fewer(part: Part, fraction: float, out: Path) -> Part:
@@ -124,6 +128,22 @@ def fewer(part: Part, fraction: float, out: Path) -> Part:
     path = out / f"judgments{part.name}-{fraction:g}.csv"
     _write(rows, path)
     return replace(part, data=replace(part.data, judgments=rows), source=_source(part.data, path))
+
+
+def _slugs(names: Sequence[str]) -> list[str]:
+    """Names as parts of file names, all different: those that would be the same are numbered.
+
+    >>> _slugs(["Home & Kitchen", "Home-Kitchen", "Toys"])
+    ['home-kitchen', 'home-kitchen-2', 'toys']
+    """
+    slugs: list[str] = []
+    for name in names:
+        plain = re.sub(r"\W+", "-", name.lower()).strip("-")
+        slug, number = plain, 2
+        while slug in slugs:
+            slug, number = f"{plain}-{number}", number + 1
+        slugs.append(slug)
+    return slugs
 
 
 def _part(data: JudgedData, splits: Sequence[Split], path: Path, name: str) -> Part:
