@@ -140,12 +140,14 @@ class ChunkScorer:
         """Score the chunks of these numbers; gives how many rows they had."""
         counts = []
         for number in batch["chunk"].tolist():
-            chunk = self._folder / _chunk(number)
-            rows = list(_part_rows([chunk]))
-            columns = {name: [row[name] for row in rows] for name in rows[0]}
-            write_text(self._folder / _part(number), _scored(columns, self._scorer))
-            chunk.unlink()
-            counts.append(len(rows))
+            chunk, part = self._folder / _chunk(number), self._folder / _part(number)
+            # A part is whole or absent. One that is there is of a worker that died before Ray had its count.
+            if not part.is_file():
+                rows = list(_part_rows([chunk]))
+                columns = {name: [row[name] for row in rows] for name in rows[0]}
+                write_text(part, _scored(columns, self._scorer))
+            counts.append(sum(1 for _ in _part_rows([part])))
+            chunk.unlink(missing_ok=True)
         return {"rows": counts}
 
 

@@ -210,6 +210,22 @@ def test_a_column_to_rename_has_to_be_there(scorer: Scorer, tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
 
 
+def test_a_chunk_whose_worker_died_after_its_part_is_counted_and_not_scored_again(
+    tiny_artifact: Artifact, scorer: Scorer, tmp_path: Path
+) -> None:
+    worker = bulk.ChunkScorer(str(tmp_path), str(tiny_artifact.path), scorer.backend.name, 1, scorer.version)
+    batch = {"chunk": np.array([0, 1])}
+    chunks = [tmp_path / f"chunk-{number:06d}.jsonl" for number in (0, 1)]
+    for chunk, rows in zip(chunks, (ROWS[:3], ROWS[3:]), strict=True):
+        chunk.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    held = chunks[1].read_bytes()
+    assert worker(batch) == {"rows": [3, 2]}
+    parts = {path: path.read_bytes() for path in tmp_path.glob("part-*.jsonl")}
+    chunks[1].write_bytes(held)  # of the one chunk all is gone, of the other only the count
+    assert worker(batch) == {"rows": [3, 2]}
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == parts
+
+
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     free: Any = SimpleNamespace(
         version="1", backend=SimpleNamespace(name="none"), score_pairs=lambda pairs: np.zeros(len(pairs), np.float32)

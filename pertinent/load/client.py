@@ -151,7 +151,7 @@ def parse_head(head: bytes) -> tuple[int, dict[str, str]]:
     first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
     protocol, _, rest = first.partition(" ")
     status = rest.partition(" ")[0]
-    if not protocol.startswith("HTTP/1.") or not status.isdigit():
+    if not protocol.startswith("HTTP/1.") or not (len(status) == 3 and status.isdecimal()):
         raise BadAnswer(f"the answer begins with {first[:60]!r}, which is not HTTP/1.1")
     headers = {}
     for line in lines:
@@ -169,7 +169,7 @@ async def _reply(reader: asyncio.StreamReader, head: bytes) -> tuple[Reply, bool
         body = await _chunks(reader)
     elif "content-length" in headers:
         length = headers["content-length"]
-        if not length.isdigit() or int(length) > _BODY_BYTES:
+        if not length.isdecimal() or len(length) > 20 or int(length) > _BODY_BYTES:
             raise BadAnswer(f"the answer says it has {length[:40]} bytes")
         body = await reader.readexactly(int(length))
     elif status in (204, 304):
@@ -183,17 +183,26 @@ async def _chunks(reader: asyncio.StreamReader) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:
-        line = (await reader.readline()).partition(b";")[0].strip()
+        line = (await _line(reader)).partition(b";")[0].strip()
         try:
             length = int(line, 16)
         except ValueError:
-            raise BadAnswer(f"a chunk begins with {line[:40]!r}") from None
+            length = -1
+        if length < 0:
+            raise BadAnswer(f"a chunk begins with {line[:40]!r}")
         size += length
         if size > _BODY_BYTES:
             raise BadAnswer("the answer is too long")
         if length == 0:
-            while (await reader.readline()).strip():
+            while (await _line(reader)).strip():
                 pass
             return b"".join(parts)
         parts.append(await reader.readexactly(length))
         await reader.readexactly(2)
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.readline()
+    except ValueError:  # what asyncio makes of a line beyond its limit
+        raise BadAnswer(f"the answer has a line of more than {_HEAD_BYTES} bytes") from None

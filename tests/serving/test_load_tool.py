@@ -168,6 +168,28 @@ def test_answers_of_every_framing_are_read_whole(content: bytes, fake: Fake) -> 
     assert [(reply.status, reply.body) for reply in asyncio.run(twice())] == [(200, OK)] * 2
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        CHUNKED + b"2;" + b"x" * 200_000 + b"\r\n{}\r\n0\r\n\r\n",
+        CHUNKED + b"2\r\n{}\r\n0\r\na: " + b"b" * 200_000 + b"\r\n\r\n",
+        CHUNKED + b"-2\r\n{}\r\n0\r\n\r\n",
+        b"HTTP/1.1 \xb2 OK\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: \xb2\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: " + b"0" * 5_000 + b"\r\n\r\n",
+    ],
+    ids=["chunk", "trailer", "negative", "status", "length", "digits"],
+)
+def test_an_answer_that_is_no_http_is_a_failure_of_its_request_alone(content: bytes, fake: Fake) -> None:
+    start = len(fake.asked)
+    fake.behave = lambda number: (content if number == start else answer(OK), 0.0)
+    outcomes = run(fake, [0.0, 0.2])
+    assert sorted(outcomes.status.tolist()) == [0, 200] and outcomes.problems == {"BadAnswer": 1}
+
+
 def test_a_length_that_is_none_is_refused(fake: Fake) -> None:
     fake.behave = lambda number: (b"HTTP/1.1 200 OK\r\ncontent-length: many\r\n\r\n", 0.0)
     with pytest.raises(BadAnswer, match="many"):
