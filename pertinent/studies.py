@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from pertinent import __version__
-from pertinent.artifact import MANIFEST, open_artifact, read_json, write_json, write_text
+from pertinent.artifact import MANIFEST, open_artifact, read_json, sha256, write_json, write_text
 from pertinent.config import Config
 from pertinent.errors import ConfigError, PertinentError
 from pertinent.evaluation.compare import compare_means, mean_estimates
@@ -47,6 +47,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SHIPPED = "shipped"
+# Settings of training that name files or folders to read, beside the start.
+_READ = (
+    "judgments",
+    "items",
+    "examples",
+    "clicks",
+    "clicks.table",
+    "clicks.items",
+    "neighbors",
+    "lexicon",
+    "tokenizer",
+)
 
 
 class LexicalSystem(Config):
@@ -318,15 +330,32 @@ def _catalog(config: StudyConfig) -> list[Item]:
 
 
 def _versions(system: System) -> list[str]:
-    """What the settings only name: this software, and the model a system is or starts from."""
+    """What the settings only name: this software, the model a system is or starts from, what it learns from."""
     named = system.model or SHIPPED if isinstance(system, ModelSystem) else None
     if isinstance(system, TrainSystem):
         named = system.train.get("start", SHIPPED)
+    read = _contents(system.train) if isinstance(system, TrainSystem) else []
     if named is None:
-        return [__version__]
+        return [__version__, *read]
     folder = shipped_folder() if named == SHIPPED else Path(named)
     known = (folder / MANIFEST).is_file()
-    return [__version__, open_artifact(folder, kind="model").version if known else str(named)]
+    return [__version__, open_artifact(folder, kind="model").version if known else str(named), *read]
+
+
+def _contents(train: dict[str, Any]) -> list[str]:
+    """The content of each file and folder that settings of training read beside their start, as a digest."""
+    clicks = train.get("clicks")
+    settings = {**train, **({f"clicks.{key}": clicks[key] for key in clicks} if isinstance(clicks, dict) else {})}
+    found = []
+    for name in _READ:
+        value = settings.get(name)
+        for path in map(Path, value if isinstance(value, (list, tuple)) else [value] if isinstance(value, str) else []):
+            if (path / MANIFEST).is_file():
+                found.append(f"{name} {open_artifact(path, verify=False).version}")
+            elif path.exists():
+                files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+                found += [f"{name} {each.relative_to(path)} {sha256(each)}" for each in files]
+    return found
 
 
 def _check(config: StudyConfig) -> None:

@@ -137,6 +137,18 @@ def test_a_changed_model_behind_a_path_is_measured_again(
     assert versions[0] != versions[1]
 
 
+def test_changed_examples_behind_a_path_are_learned_anew(config: dict[str, Any], tmp_path: Path) -> None:
+    examples = tmp_path / "examples.csv"
+    ours = config["systems"][2]
+    ours["train"] = {**ours["train"], "examples": [str(examples)]}
+    config |= {"systems": [ours], "seeds": [0], "against": None}
+    versions = []
+    for text in ("wireless,green tea pot,0", "wireless,green tea pot,1", "wireless,green tea pot,1"):
+        examples.write_text(f"query,title,grade\n{text}\n")
+        versions.append(run_study(StudyConfig.build(config)).rows[0].facts["version"])
+    assert versions[0] != versions[1] == versions[2]
+
+
 def test_all_problems_are_told_before_anything_is_trained(config: dict[str, Any]) -> None:
     config["systems"][1]["start"] = "/nowhere/a"
     config["systems"][3]["train"] = {"start": "/nowhere/b", "epcohs": 1}
