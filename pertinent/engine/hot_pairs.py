@@ -25,7 +25,7 @@ from pertinent.engine.cache import Block, Digests, Rows, query_digest, score_sta
 from pertinent.engine.index import ItemIndex
 from pertinent.engine.pieces import in_chunks, item_digests
 from pertinent.engine.scorer import Scorer
-from pertinent.errors import ArtifactError
+from pertinent.errors import ArtifactError, DataError
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +94,10 @@ class HotPairs:
         started = time.perf_counter()
         stamp = score_stamp(scorer.pairs, scorer.version, scorer.backend.name)
         queries, query_rows, rows, unknown = _read(pairs, scorer, index, config.chunk)
+        if unknown and not len(rows):
+            raise DataError(
+                f"the index has none of the items of {unknown:,} hot pairs", fix="give the index of the log's catalog"
+            )
         settings: dict[str, Any] = {
             "model_version": scorer.version,
             "backend": scorer.backend.name,

@@ -358,6 +358,11 @@ def _arm_names(config: CompareConfig, found: list[str]) -> tuple[str, str]:
         raise ConfigError(f"control and treatment are both {wanted[0]!r}; give two arms")
     rest = [name for name in found if name not in wanted]
     if wanted.count(None) > len(rest) or (None in wanted and len(found) != 2):
+        if len(found) < 2:
+            raise ConfigError(
+                f"the log has one arm ({', '.join(found) or 'without a name'}); a comparison needs the events of two, "
+                "told apart by the column 'arm'"
+            )
         raise ConfigError(
             f"the log has {len(found)} arms ({', '.join(found)}); name two of them with --control and --treatment"
         )

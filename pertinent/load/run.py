@@ -33,7 +33,7 @@ def load(config: LoadConfig) -> Load:
     outcomes = asyncio.run(drive(target, calls, times, choices, config.connections, config.timeout_seconds))
     if not (outcomes.status > 0).any():
         said = ", ".join(outcomes.problems) or "no answer in time"
-        raise ConfigError(f"{config.url} does not answer: {said}; start the server, or give another --url")
+        raise ConfigError(f"{config.url} does not answer: {said}; start the server, or give another URL")
     counted = outcomes.rows(outcomes.planned >= config.warmup_seconds)
     result = summary(counted, config.url, config.rate, config.seconds, config.within_ms, config.report)
     if config.report is not None:

@@ -285,7 +285,9 @@ def _with_views(
     content = [alone[c].asc(nulls_first=False) for c in ("time", *EVENTS) if c not in page]
     place = ibis.row_number().over(ibis.window(group_by=page, order_by=content))
     ranked = alone.mutate(place=place)
-    added = ranked.filter(ranked.place == 0).mutate(level=ibis.literal(VIEW, "int8")).select(*events.columns)
+    # A cast from a wider type: Spark reads a bare literal as int, and a union takes the widest.
+    view = ibis.literal(VIEW, "int32").cast("int8")
+    added = ranked.filter(ranked.place == 0).mutate(level=view).select(*events.columns)
     return events.union(added, distinct=False), entry
 
 

@@ -189,7 +189,15 @@ def _all_old(new: Mapping[int, int], until: int, kept: int) -> list[str]:
 def _nothing_left(log: Mapping[str, Any]) -> DataError:
     found = [f"{entry['check']} {entry['rows']:,}" for entry in log["checks"] if entry["rows"]]
     told = f" (checks found: {', '.join(found)})" if found else ""
-    fix = "see the settings under checks (a last day with very few rows is not believed unless checks.latest names it)"
+    counts = {entry["check"]: entry["rows"] for entry in log["checks"] if entry["rows"]}
+    if not counts:
+        fix = "its rows are no search events of this layout: see --format and --columns"
+    elif set(counts) == {"unknown_items"}:
+        fix = "the catalog has none of the log's items: give the catalog of this log with --items and --item-columns"
+    else:
+        fix = (
+            "see the settings under checks (a last day with very few rows is not believed unless checks.latest names it)"
+        )
     return DataError(f"the log has no event that passes the checks{told}", fix=fix)
 
 

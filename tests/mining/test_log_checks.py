@@ -107,6 +107,7 @@ def test_every_check_counts_shows_and_drops_its_rows_on_every_engine(engine, tmp
         ],
         key=repr,
     )
+    assert day_volumes(checked.events) is not None, "a step takes the events: an added row has widened no type"
     example = {entry["check"]: entry["example"] for entry in checked.counts}["duplicates"]
     assert example.startswith("user 'u', query 'tv', click on item 'b-2' at position 1, 2026-11-02T10:00:05+00:00 (")
     assert example.endswith("log.parquet, row 4)")
