@@ -411,7 +411,12 @@ class App:
         self.metrics.bad("unknown", len(prepared.unknown))
         if not result.scored.all():
             self.metrics.late(partial=True)
-        reply = native.reply(prepared, result, scores, served, exchange.request_id)
+        told = (prepared, result, scores, served, exchange.request_id)
+        if body.fallback and not result.scored.all():
+            # Word overlap of thousands of titles, just when the server is late: other requests do not wait for it.
+            reply = await asyncio.to_thread(native.reply, *told)
+        else:
+            reply = native.reply(*told)
         headers = _headers(served, result, len(prepared.blank) + len(prepared.unknown), repaired, [])
         return Reply(msgspec.json.encode(reply), headers=headers)
 

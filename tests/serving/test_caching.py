@@ -6,6 +6,8 @@ import asyncio
 import json
 import re
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,14 @@ import pytest
 from pertinent.artifact import open_artifact
 from pertinent.cli import main
 from pertinent.engine.cache import MemoryScores, ScoreCaches
+from pertinent.engine.fallback import lexical_scores
 from pertinent.engine.hot_pairs import CacheConfig, HotPairs
 from pertinent.engine.index import IndexConfig, ItemIndex
 from pertinent.engine.scorer import Scorer
 from pertinent.errors import ArtifactError, ConfigError
 from pertinent.lexicon.pairs import PairTokenizer
 from pertinent.records import Item
-from pertinent.serving import caching
+from pertinent.serving import caching, native
 from pertinent.serving.caching import CacheSettings, SharedCaches
 from pertinent.serving.config import ServeConfig
 from pertinent.serving.queue import QueueConfig, ScoringQueue, Work
@@ -133,6 +136,33 @@ def test_what_a_deadline_leaves_is_ordered_by_words_and_each_item_names_its_scor
         partial = server.post("/v1/relevance", {**body, "fallback": False, "partial": True}).json()
         assert partial["scorers"] == ["cached", "cached"] and partial["unscored"] == [0, 1, 3]
     finally:
+        scorer.backend.hold.set()
+
+
+def test_ordering_by_words_holds_up_no_other_request(
+    start: Any, speed_scorer: Any, tiny_index: ItemIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go = threading.Event(), threading.Event()
+
+    def slow(query: str, titles: Any) -> Any:
+        began.set()
+        assert go.wait(5), "no other request was answered meanwhile"
+        return lexical_scores(query, titles)
+
+    monkeypatch.setattr(native, "lexical_scores", slow)
+    scorer = speed_scorer(0.0, 1)
+    server = start(scorer, tiny_index)
+    scorer.backend.hold.clear()
+    body = {"query": "tea pot", "rows": [0, 2], "deadline_ms": 50, "fallback": True}
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(server.post, "/v1/relevance", body)
+            assert began.wait(10)
+            assert server.client.get("/livez").status_code == 200
+            go.set()
+            assert answer.result(10).json()["ids"] == [2, 0]
+    finally:
+        go.set()
         scorer.backend.hold.set()
 
 
