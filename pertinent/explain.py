@@ -145,7 +145,7 @@ def _ranked(
         return scorer.rank(config.query, items, top=config.top), None
     from pertinent.engine.behavior import BehaviorScorer
 
-    cascade = BehaviorScorer.load(str(config.model), config.behavior)
+    cascade = BehaviorScorer.load(str(config.model), config.behavior, scorer=scorer)
     titles = [item.title for item in items]
     found = cascade.score(config.query, [item.item_id for item in items], titles)
     best = sorted(range(len(items)), key=lambda row: -found.scores[row])[: config.top]

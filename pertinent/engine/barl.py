@@ -55,6 +55,7 @@ class BarlEngine(Protocol):
     """Runs the two parts of a BARL-ASe network: neighbors ahead, and a query with items."""
 
     slots: int
+    width: int  # of an encoded neighbor
 
     def encode(self, side: str, texts: TokenRows, slots: Rows, counts: Rows) -> Floats:
         """Encoded neighbors ``[n, slots, hidden]``; ``side`` is ``queries`` (of an item) or ``items`` (of a query)."""
@@ -88,6 +89,7 @@ class NumpyBarl:
         self.settings, self.weights = settings, weights
         self.slots = int(settings["slots"])
         self.words: Floats = weights["embeddings.token.weight"]
+        self.width = int(self.words.shape[1])
         self.unit_words = unit(self.words)
 
     def encode(self, side: str, texts: TokenRows, slots: Rows, counts: Rows) -> Floats:
@@ -213,7 +215,7 @@ class TorchBarl:
 
     def __init__(self, network: Any, pairs: PairTokenizer) -> None:
         self.network, self.pairs = network.eval(), pairs
-        self.slots = int(network.config.slots)
+        self.slots, self.width = int(network.config.slots), int(network.config.hidden_size)
 
     def encode(self, side: str, texts: TokenRows, slots: Rows, counts: Rows) -> Floats:
         """See `BarlEngine`."""

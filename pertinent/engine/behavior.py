@@ -130,6 +130,7 @@ class Behavior:
             "model_version": artifact.version,
             "tokenizer_digest": tokenizer_digest(pairs),
             "slots": engine.slots,
+            "width": engine.width,
         }
         metrics: dict[str, Any] = {}
         with write_artifact(out, KIND, settings, {"model": artifact.version, **(inputs or {})}, metrics) as folder:
@@ -162,12 +163,13 @@ class Behavior:
             vector_offsets = arrays[f"{side}_vector_offsets"]
             size = int(vector_offsets[-1]) if len(vector_offsets) else 0
             flat = arrays[f"{side}_vectors"]
-            fits = len(flat) % max(1, size) == 0 and len(arrays[f"{side}_exposures"]) == count
+            # An artifact of an earlier release did not say its width.
+            width = int(artifact.config.get("width") or (len(flat) // size if size else 1))
+            fits = len(flat) == size * width and len(arrays[f"{side}_exposures"]) == count
             for part, end in (("list", len(arrays[f"{side}_lists"])), ("token", len(arrays[f"{side}_tokens"]))):
                 fits = fits and offsets_fit(arrays[f"{side}_{part}_offsets"], count, end)
             if not fits or len(vector_offsets) != count + 1:
                 raise ArtifactError(f"{artifact.path / ARRAYS_FILE}: its parts do not fit together; {_FIX}")
-            width = len(flat) // size if size else 1
             vectors[side] = Ragged(flat.reshape(-1, width), vector_offsets)
             lists[side] = Ragged(arrays[f"{side}_lists"], arrays[f"{side}_list_offsets"])
             tokens[side] = TokenRows(
@@ -231,13 +233,18 @@ class BehaviorScorer:
         self.name = scorer.name
 
     @classmethod
-    def load(cls, model: str | Path, behavior: str | Path, fallback: Scorer | None = None) -> Self:
+    def load(
+        cls, model: str | Path, behavior: str | Path, fallback: Scorer | None = None, scorer: Scorer | None = None
+    ) -> Self:
         """The cascade over a model folder and its behavior artifact; without ``fallback`` its text view is one.
 
-        Raises ArtifactError where the artifact was made with another model.
+        ``scorer`` is the model's where it is open already. Raises ArtifactError where it, or the artifact, is
+        of another model.
         """
         artifact = open_artifact(model, kind="model")
-        scorer = Scorer.load(model)
+        scorer = scorer or Scorer.load(model)
+        if scorer.version != artifact.version:
+            raise ArtifactError(f"{model}: the scorer is of another model, {scorer.name}; give one of this model")
         made = open_artifact(behavior, KIND, verify=False)
         if made.config.get("model_version") != artifact.version:
             raise ArtifactError(f"{behavior}: was made with another model than {model}; {_FIX}")

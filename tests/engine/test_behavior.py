@@ -68,9 +68,11 @@ def cascade(model: tuple[BarlASe, Artifact], tiny_artifact: Artifact, tmp_path_f
     return BehaviorScorer.load(model[1].path, folder, Scorer.load(tiny_artifact.path))
 
 
-def end_to_end(network: BarlASe, pairs: PairTokenizer, query: str, item_ids: list[str]) -> Any:
+def end_to_end(
+    network: BarlASe, pairs: PairTokenizer, query: str, item_ids: list[str], lists: NeighborLists = LISTS
+) -> Any:
     """All views by the network, from the tokens of everything, with lists as in training."""
-    found = NeighborHistory([LISTS], TITLES, SLOTS).examples([query] * len(item_ids), item_ids)
+    found = NeighborHistory([lists], TITLES, SLOTS).examples([query] * len(item_ids), item_ids)
     sides = []
     for side, encode in ((found.queries, pairs.encode_queries), (found.items, pairs.encode_items)):
         rows = encode(side.texts)
@@ -203,6 +205,35 @@ def test_a_shop_without_behavior_has_no_neighbors(model: tuple[BarlASe, Artifact
     empty = BehaviorScorer.load(model[1].path, tmp_path / "none")
     assert not empty.known("mug", ["a"]).any()
     assert empty.score("mug", ["a"], ["tea"]).scores.shape == (1,)
+
+
+@pytest.mark.parametrize(
+    "lists",
+    [
+        NeighborLists(1, LISTS.items_of_query, {}),
+        NeighborLists(1, {}, LISTS.queries_of_item),
+        NeighborLists(1, {}, {}),
+    ],
+    ids=["items", "queries", "none"],
+)
+def test_neighbors_on_one_side_alone_behave_as_end_to_end(
+    model: tuple[BarlASe, Artifact], lists: NeighborLists, tiny_pairs: PairTokenizer, tmp_path: Path
+) -> None:
+    Behavior.build(model[1].path, lists, TITLES, EXPOSURES, tmp_path / "side")
+    cascade = BehaviorScorer.load(model[1].path, tmp_path / "side")
+    for query, item_ids in (("mug", list(TITLES)), ("lonely", ["a"]), ("unseen", ["e"])):
+        wanted = end_to_end(model[0], tiny_pairs, query, item_ids, lists)
+        found = cascade.behave(query, item_ids, [TITLES[item] for item in item_ids])
+        for name in ("logit", "gate"):
+            np.testing.assert_allclose(getattr(found, name), getattr(wanted, name).numpy(), atol=1e-5, err_msg=name)
+        assert np.isfinite(cascade.explain(query, item_ids[0], TITLES[item_ids[0]]).gate)
+
+
+def test_an_opened_scorer_is_taken_as_it_is(model: tuple[BarlASe, Artifact], cascade: BehaviorScorer) -> None:
+    opened = Scorer.load(model[1].path, backend="torch", threads=1)
+    assert BehaviorScorer.load(model[1].path, cascade.behavior.path, scorer=opened).scorer is opened
+    with pytest.raises(ArtifactError, match="the scorer is of another model"):
+        BehaviorScorer.load(model[1].path, cascade.behavior.path, scorer=cascade.fallback)
 
 
 def test_the_same_lists_give_the_same_bytes(
