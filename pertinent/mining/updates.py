@@ -195,7 +195,7 @@ def _nothing_left(log: Mapping[str, Any]) -> DataError:
     elif set(counts) == {"unknown_items"}:
         fix = "the catalog has none of the log's items: give the catalog of this log with --items and --item-columns"
     else:
-        fix = "see the settings under checks (a last day with very few rows is believed only where checks.latest names it)"
+        fix = "see the settings under checks (a last day of very few rows counts only where checks.latest names it)"
     return DataError(f"the log has no event that passes the checks{told}", fix=fix)
 
 
