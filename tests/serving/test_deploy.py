@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from pertinent.cli import COMMANDS, variable
+from pertinent.engine.native_backend import MODULE
 from pertinent.serving.config import ServeConfig
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -53,6 +54,13 @@ def test_no_sample_opens_the_port_without_keys() -> None:
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))["services"]["pertinent"]
     assert compose["ports"] == ["127.0.0.1:8080:8080"] and "PERTINENT_KEYS" in compose["environment"]
     assert "insecure" not in (DEPLOY / "kubernetes.yaml").read_text(encoding="utf-8").lower()
+
+
+def test_the_image_is_built_with_a_compiler_and_serves_without_one() -> None:
+    build, serving = re.split(r"^FROM .*\n", (DEPLOY / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    assert build.index("apt-get install") < build.index("g++ ") < build.index("pip install")
+    assert "apt-get" not in serving and "COPY --from=build" in serving
+    assert f'RUN python -B -c "import {MODULE}"' in serving  # an image without the engine is not made
 
 
 @pytest.mark.parametrize("version", ["1.28", "1.33"])
