@@ -85,6 +85,7 @@ class FallbackChain:
                 continue
             try:
                 found = each.score(query, [items[int(place)] for place in left], None if last else end)
+                found = _checked(found, len(left))
             except DataError:
                 raise
             except Exception as error:  # whatever a scorer may raise, the next one stands in for it
@@ -112,6 +113,14 @@ class FallbackChain:
         names = answered.scorers
         best = order if top is None else order[:top]
         return [Scored(items[row], float(answered.scores[row]), names[row]) for row in best]
+
+
+def _checked(found: Scores, count: int) -> Scores:
+    """Scores as float32 ``[count]``. Raises ScoringError where there are not so many."""
+    scores = np.asarray(found, dtype=np.float32)
+    if scores.shape != (count,):
+        raise ScoringError(f"it gave scores of shape {scores.shape} for {count} items")
+    return scores
 
 
 def cached_stage(scorer: Scorer, name: str = "cached") -> Stage:

@@ -70,6 +70,15 @@ def test_a_scorer_that_fails_is_stood_in_for(error: BaseException) -> None:
     assert [scored.item.item_id for scored in chain.rank("tea pot", ITEMS, top=3)] == ["a", "e", "d"]
 
 
+@pytest.mark.parametrize("wrong", [np.ones(3), np.ones(1), np.float32(1), np.ones((5, 1)), None, "no scores"])
+def test_a_scorer_that_gives_no_score_for_each_item_is_stood_in_for(wrong: Any) -> None:
+    careless = Stage("careless", lambda query, items, end: wrong)
+    answered = FallbackChain([careless, lexical_stage()]).answer("tea pot", ITEMS)
+    assert answered.scorers == ["lexical"] * 5 and "careless" in answered.failures
+    with pytest.raises(ScoringError, match="5 of 5 items were scored by no scorer of the chain"):
+        FallbackChain([careless]).answer("tea pot", ITEMS)
+
+
 def test_wrong_input_and_a_chain_that_ends_too_early_are_told() -> None:
     with pytest.raises(DataError, match="wrong query"):
         FallbackChain([broken(DataError("wrong query")), lexical_stage()]).answer("tea", ITEMS)
