@@ -105,8 +105,11 @@ class RedisScores:
                 retry=None,
                 decode_responses=False,
             )
-        except ValueError as error:
-            raise ConfigError(f"redis: {error}; give an address such as redis://host:6379/0") from None
+        except ValueError:  # what it says, and the address, may hold a part of the password
+            raise ConfigError(
+                "redis: the address cannot be read; give an address such as redis://host:6379/0, with special "
+                "characters of a password as in %2F"
+            ) from None
         # RuntimeError: asked after it was closed
         self._failures: tuple[type[BaseException], ...] = (redis.RedisError, OSError, ValueError, RuntimeError)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="pertinent-redis")

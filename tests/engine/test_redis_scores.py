@@ -276,6 +276,17 @@ def test_writes_that_pile_up_are_left_out(shared: Any, server: Server) -> None:
 def test_a_wrong_address_is_an_error_of_the_settings_and_an_absent_server_is_not() -> None:
     with pytest.raises(ConfigError, match="give an address such as redis://"):
         RedisScores("localhost:6379", seconds=60, budget=0.002)
+    told = set()
+    for url in (
+        "redis://user:hid/den@host:6379/0",
+        "redis://:hidden@host:six",
+        "redis://[hidden",
+        "http://:hidden@host",
+    ):
+        with pytest.raises(ConfigError, match="give an address such as redis://") as caught:
+            RedisScores(url, seconds=60, budget=0.002)
+        told.add(str(caught.value))
+    assert len(told) == 1 and "hid" not in told.pop(), "what is said depends on the address"
     nobody = RedisScores(f"redis://127.0.0.1:{free_port()}", seconds=60, budget=GENEROUS)
     assert nobody.blocks([TEA]) == [None]
     assert nobody.errors == 1
