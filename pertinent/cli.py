@@ -314,7 +314,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "behavior": Command(
-        "encode what users did, for a model that reads it, so that it can be served",
+        "encode what users did, for a model that reads it; for BehaviorScorer and explain, serve does not read it yet",
         "pertinent.behavior:BehaviorConfig",
         "pertinent.behavior:make_behavior",
         "pertinent.commands:show_artifact",

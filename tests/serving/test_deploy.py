@@ -57,7 +57,8 @@ def test_no_sample_opens_the_port_without_keys() -> None:
 
 
 def test_the_image_is_built_with_a_compiler_and_serves_without_one() -> None:
-    build, serving = re.split(r"^FROM .*\n", (DEPLOY / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    recipe = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    _, build, serving = re.split(r"^FROM .*\n", recipe, flags=re.MULTILINE)
     assert build.index("apt-get install") < build.index("g++ ") < build.index("pip install")
     assert "apt-get" not in serving and "COPY --from=build" in serving
     assert f'RUN python -B -c "import {MODULE}"' in serving  # an image without the engine is not made
