@@ -234,8 +234,8 @@ def cache(config: CacheConfig) -> Artifact:
         raise ConfigError("\n".join(f"{problem}; see: pertinent cache --help" for problem in flags))
     assert config.hot_pairs is not None and config.index is not None and config.out is not None
     source = Path(config.hot_pairs)
-    if source.is_dir():
-        source = open_artifact(source, kind="mined").file("hot_pairs.parquet")
+    if source.is_dir() and source.suffix != ".parquet":
+        source = open_artifact(source, kind="mined").path / "hot_pairs.parquet"
     scorer = _scorer(config.model, config.backend, config.threads)
     items = ItemIndex.open(config.index, scorer.pairs)
     pairs = (

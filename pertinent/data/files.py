@@ -1,4 +1,7 @@
-"""Files on disk as tables: CSV, TSV, JSONL, JSON and Parquet, also gzipped, chosen by the suffix."""
+"""Files on disk as tables: CSV, TSV, JSONL, JSON and Parquet, also gzipped, chosen by the suffix.
+
+A Parquet table may also be a folder of part files, as Spark writes it; see `part_files`.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ def read_file(path: str | Path, encoding: str = "utf-8") -> Table:
     of an unknown suffix, and for rows that do not fit the header, each with its line.
     """
     path = Path(path)
-    check_exists(path)
+    part_files(path)
     suffix = kind_of(path)
     if suffix == ".parquet":
         table = read_parquet(path)
@@ -57,7 +60,7 @@ def read_file_parts(path: str | Path, rows: int, encoding: str = "utf-8") -> Ite
     for a JSON list, which cannot be read in parts.
     """
     path = Path(path)
-    check_exists(path)
+    part_files(path)
     suffix = kind_of(path)
     if suffix == ".json":
         raise DataError("is one JSON value, which cannot be read in parts", path=path, fix="use .jsonl")
@@ -98,6 +101,17 @@ def kind_of(path: Path) -> str:
     return suffix
 
 
+def part_files(path: Path) -> list[Path]:
+    """The files of a table: the file itself, or the parts of a folder ``NAME.parquet``, in order.
+
+    Raises DataError where there is none; see `check_exists`.
+    """
+    parts = sorted(path.glob("*.parquet")) if path.suffix == ".parquet" and path.is_dir() else []
+    for part in parts or [path]:
+        check_exists(part)
+    return parts or [path]
+
+
 def check_exists(path: Path) -> None:
     """Raises DataError for a missing file, with the nearest name there is, for a folder, and for no bytes."""
     if path.is_dir():
@@ -131,7 +145,7 @@ def open_text(path: Path, encoding: str = "utf-8") -> Iterator[IO[str]]:
 
 
 def read_parquet(path: Path) -> Table:
-    """The table in a Parquet file."""
+    """The table in a Parquet file, or in a folder of part files."""
     names, rows = query_parquet({"file": path}, _all_of(path))
     return _parquet_table(path, names, rows, 1)
 
@@ -139,7 +153,7 @@ def read_parquet(path: Path) -> Table:
 def query_parquet(
     files: Mapping[str, Path], sql: str, parameters: Mapping[str, object] | None = None
 ) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """Column names and rows of a DuckDB query, which may open the given files and nothing else.
+    """Column names and rows of a DuckDB query, which may open the given files, or folders of parts, and nothing else.
 
     The SQL refers to files and parameters alike as ``$name``: ``FROM read_parquet($items)``.
     """
@@ -153,18 +167,19 @@ def _queried(
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     import duckdb
 
-    for path in files.values():
-        check_exists(path)
-    exact = {name: str(path.resolve()) for name, path in files.items()}
-    patterns = {name: _pattern(path) for name, path in exact.items()}
+    parts = {name: part_files(path) for name, path in files.items()}
+    patterns = {name: [_pattern(str(part.resolve())) for part in found] for name, found in parts.items()}
+    allowed = [str(part.resolve()) for found in parts.values() for part in found]
     with duckdb.connect() as connection:
         try:
-            connection.execute("SET allowed_paths = ?", [[*exact.values(), *patterns.values()]])
+            connection.execute(
+                "SET allowed_paths = ?", [[*allowed, *(each for found in patterns.values() for each in found)]]
+            )
             connection.execute("SET enable_external_access = false")
             yield connection.execute(sql, {**patterns, **parameters})
         except duckdb.Error as error:
-            for path in files.values():
-                refuse_damaged(path)
+            for part in (part for found in parts.values() for part in found):
+                refuse_damaged(part)
             first = str(error).partition("\n")[0]
             path = next(iter(files.values()))
             raise DataError(f"cannot be read as Parquet: {first}", path=path, fix="write the file again") from None

@@ -154,11 +154,11 @@ def read_lists(artifact: Artifact) -> NeighborLists:
 
 def read_exposures(artifact: Artifact) -> tuple[dict[str, int], dict[str, int]]:
     """How often each query and each item of a mined log was shown on a result page, over all its days."""
-    counts: tuple[dict[str, int], dict[str, int]] = ({}, {})
-    for query, item_id, shown in _rows(artifact, "daily", "query, item_id, exposures"):
-        counts[0][query] = counts[0].get(query, 0) + shown
-        counts[1][item_id] = counts[1].get(item_id, 0) + shown
-    return counts
+    queries, items = (
+        dict(_rows(artifact, "daily", f"{key}, sum(exposures)::BIGINT", f"GROUP BY {key} ORDER BY {key}"))
+        for key in ("query", "item_id")
+    )
+    return queries, items
 
 
 def _read(artifact: Artifact, table: str, key: str) -> dict[str, tuple[str, ...]]:
@@ -168,9 +168,6 @@ def _read(artifact: Artifact, table: str, key: str) -> dict[str, tuple[str, ...]
     return {name: tuple(neighbors) for name, neighbors in lists.items()}
 
 
-def _rows(artifact: Artifact, table: str, columns: str) -> list[tuple[Any, ...]]:
-    path = artifact.path / f"{table}.parquet"
-    parts = sorted(path.glob("*.parquet")) if path.is_dir() else [path]  # Spark writes a folder of parts
-    return [
-        row for part in parts for row in query_parquet({"file": part}, f"SELECT {columns} FROM read_parquet($file)")[1]
-    ]
+def _rows(artifact: Artifact, table: str, columns: str, rest: str = "") -> list[tuple[Any, ...]]:
+    sql = f"SELECT {columns} FROM read_parquet($file) {rest}"
+    return query_parquet({"file": artifact.path / f"{table}.parquet"}, sql)[1]

@@ -170,9 +170,7 @@ def _mined_counts(folder: Path, each_pair: Callable[[str, str], None]) -> Counte
 def _mined_table(artifact: Artifact, name: str) -> Iterator[Table]:
     """A table of a mined folder in parts: one file, or as Spark writes it a folder of files."""
     place = artifact.path / name
-    files = sorted(place.glob("*.parquet")) if place.is_dir() else [artifact.file(name)]
-    for file in files:
-        yield from read_table_parts(file, 100_000)
+    yield from read_table_parts(place if place.is_dir() else artifact.file(name), 100_000)
 
 
 def _searches(table: Table, queries: Sequence[str | None]) -> list[bytes | None]:

@@ -149,20 +149,27 @@ def history_before(mined: str | Path, days: Sequence[int], titles: Mapping[str, 
     import ibis
 
     from pertinent.artifact import open_artifact
+    from pertinent.mining.engines import read_parquet
     from pertinent.mining.neighbors import Key, NeighborConfig, neighbors
 
     artifact = open_artifact(mined, MINED, verify=False)
     config = NeighborConfig.build(artifact.config.get("neighbors", {}), str(mined))
     if config.by == "debiased":
         raise ConfigError("neighbors.by=debiased has no lists by day; mine with neighbors.by=ctr")
-    daily = ibis.duckdb.connect().read_parquet(artifact.path / "daily.parquet")
+    connection = ibis.duckdb.connect()
 
-    def lists(day: int, key: Key) -> dict[str, list[str]]:
+    def lists(daily: Any, day: int, key: Key) -> dict[str, list[str]]:
         rows = neighbors(daily, day, config, key).order_by([key, "rank"]).select(key, "neighbor").to_pyarrow()
         found: dict[str, list[str]] = {}
         for name, neighbor in zip(rows[key].to_pylist(), rows["neighbor"].to_pylist(), strict=True):
             found.setdefault(name, []).append(neighbor)
         return found
 
-    known = [NeighborLists(day, lists(day, "query"), lists(day, "item_id")) for day in sorted(set(days))]
+    try:
+        daily = read_parquet(connection, artifact.path / "daily.parquet")
+        known = [
+            NeighborLists(day, lists(daily, day, "query"), lists(daily, day, "item_id")) for day in sorted(set(days))
+        ]
+    finally:
+        connection.disconnect()
     return NeighborHistory(known, titles, keep)

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pertinent.artifact import MANIFEST
 from pertinent.config import Config
+from pertinent.data.files import part_files
 from pertinent.data.readers import read_items, read_table
 from pertinent.data.tables import Table
 from pertinent.errors import DataError
@@ -68,9 +68,15 @@ class ClickedPairs:
 
 
 def table_path(table: str) -> Path:
-    """The file of the clicked pairs: that of a mined folder, or the one named."""
-    folder = Path(table)
-    return folder / TABLE if (folder / MANIFEST).is_file() or folder.is_dir() else folder
+    """The table of the clicked pairs: that of a mined folder, or the one named."""
+    path = Path(table)
+    return path / TABLE if path.is_dir() and path.suffix != ".parquet" else path
+
+
+def table_files(table: str) -> dict[str, Path]:
+    """The files of the clicked pairs by name, ``clicks``, or ``clicks/PART`` for each part file."""
+    path = table_path(table)
+    return {"clicks" if part == path else f"clicks/{part.name}": part for part in part_files(path)}
 
 
 def read_clicks(stage: ClickStage, items: str | None, held_out: frozenset[str]) -> ClickedPairs:

@@ -32,7 +32,7 @@ from pertinent.lexicon.pairs import PairTokenizer
 from pertinent.lexicon.store import KIND as LEXICON
 from pertinent.text import normalize
 from pertinent.training import checkpoints
-from pertinent.training.clicks import ClickStage, read_clicks, table_path
+from pertinent.training.clicks import ClickStage, read_clicks, table_files
 from pertinent.training.collate import BatchPlan
 from pertinent.training.corpus import BERT, MLM, SENTENCE_LABELS, Corpus, RoBERTa, StructBERT
 from pertinent.training.curves import pretraining_page
@@ -264,7 +264,7 @@ def _write(
         for number, path in enumerate(getattr(config, name))
     }
     if config.clicks is not None:
-        paths["clicks"] = table_path(config.clicks.table)
+        paths |= table_files(config.clicks.table)
     inputs = input_digests(paths)
     if config.lexicon is not None:
         inputs["lexicon"] = open_artifact(config.lexicon, kind=LEXICON).version

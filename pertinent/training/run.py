@@ -44,7 +44,7 @@ from pertinent.records import Judgment, Pair, Split
 from pertinent.text import normalize
 from pertinent.training import checkpoints
 from pertinent.training.card import CardFacts, model_card
-from pertinent.training.clicks import ClickStage, read_clicks, table_path
+from pertinent.training.clicks import ClickStage, read_clicks, table_files
 from pertinent.training.collate import TrainingSet, join
 from pertinent.training.data import Fractions, JudgedData, SplitBy, read_examples, read_judged
 from pertinent.training.fit import FitConfig, FitResult, LoopConfig, fit
@@ -387,7 +387,7 @@ def _write_model(
     thresholds = _thresholds(scores["valid"], data.relevant(valid))
     paths = {**data.files, **{f"examples.{number}": Path(path) for number, path in enumerate(config.examples)}}
     if config.clicks is not None:
-        paths["clicks"] = table_path(config.clicks.table)
+        paths |= table_files(config.clicks.table)
         catalog = config.clicks.items or config.items
         paths |= {} if catalog is None else {"clicks.items": Path(catalog)}
     inputs = input_digests(paths) | _lexicon_version(config)

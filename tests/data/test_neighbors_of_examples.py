@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pertinent.artifact import write_artifact
-from pertinent.data.neighbors import ExampleNeighbors, NeighborHistory, NeighborLists, slot_table
+from pertinent.artifact import open_artifact, write_artifact
+from pertinent.data.neighbors import ExampleNeighbors, NeighborHistory, NeighborLists, read_exposures, slot_table
 from pertinent.errors import ArtifactError, DataError
 
 TITLES = {"a": "Tea pot", "b": "Café mug", "c": "無線 earbuds", "d": "Tea cup"}
@@ -127,3 +127,18 @@ def test_a_catalog_of_another_shop_and_another_folder_are_refused(tmp_path: Path
         pass
     with pytest.raises(ArtifactError, match="'mined' is needed"):
         NeighborHistory.open(tmp_path / "other", TITLES, 20)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_exposures_are_summed_over_days_and_part_files(parts: int, tmp_path: Path) -> None:
+    rows = [("tea", "a", 5), ("tea", "b", 2), ("日本語", "a", 1), ("tea", "a", 4)]
+    table = pa.table(dict(zip(("query", "item_id", "exposures"), map(list, zip(*rows, strict=True)), strict=True)))
+    with write_artifact(tmp_path / "mined", "mined", {}) as folder:
+        if parts == 1:
+            pq.write_table(table, folder / "daily.parquet")
+        else:
+            (folder / "daily.parquet").mkdir()
+            for number, (start, size) in enumerate(((0, 2), (2, 0), (2, 2))):
+                pq.write_table(table.slice(start, size), folder / "daily.parquet" / f"part-{number:05}.parquet")
+    found = read_exposures(open_artifact(tmp_path / "mined"))
+    assert found == ({"tea": 11, "日本語": 1}, {"a": 10, "b": 2})

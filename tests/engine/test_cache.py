@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pertinent.artifact import Artifact, open_artifact
+from pertinent.artifact import Artifact, open_artifact, write_artifact
+from pertinent.commands import cache
 from pertinent.engine.cache import (
     Block,
     CacheCounts,
@@ -283,3 +286,20 @@ def test_threads_may_share_the_levels(scorer: Scorer) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_hot_pairs_in_part_files_are_read_in_order(tiny_artifact: Artifact, index: ItemIndex, tmp_path: Path) -> None:
+    asked = [pair for pair in PAIRS if pair[0]]
+    table = pa.table({"query": [q for q, _ in asked], "item_id": [i for _, i in asked]})
+    with write_artifact(tmp_path / "mined", "mined", {}) as folder:
+        (folder / "hot_pairs.parquet").mkdir()
+        for number, (start, size) in enumerate(((0, 4), (4, 0), (4, 2))):
+            pq.write_table(table.slice(start, size), folder / "hot_pairs.parquet" / f"part-{number:05}.parquet")
+    pq.write_table(table, tmp_path / "whole.parquet")
+    settings = {"model": str(tiny_artifact.path), "index": str(index.path), "threads": 1, "progress": False}
+    out = str(tmp_path / "out")
+    versions = {
+        cache(CacheConfig.build({**settings, "hot_pairs": str(tmp_path / source), "out": out})).version
+        for source in ("whole.parquet", "mined", "mined/hot_pairs.parquet")
+    }
+    assert len(versions) == 1

@@ -171,3 +171,10 @@ def test_lists_built_for_a_day_know_no_later_event(tmp_path: Path) -> None:
     later = history_before(tmp_path / "more", [3], {"a": "A", "b": "B", "c": "C"}, 5)
     assert later.of("tea", "x", 3) == history.of("tea", "x", 3)
     assert open_artifact(tmp_path / "more").kind == "mined"
+    # As Spark writes it: a folder of part files, one of them without rows.
+    with write_artifact(tmp_path / "parts", "mined", {"neighbors": {"min_exposures": 1}}) as folder:
+        (folder / "daily.parquet").mkdir()
+        for number, part in enumerate((rows[:1], [], rows[1:])):
+            pq.write_table(pa.Table.from_pylist(part, schema), folder / "daily.parquet" / f"part-{number:05}.parquet")
+    apart = history_before(tmp_path / "parts", [3], {"a": "A", "b": "B", "c": "C"}, 5)
+    assert apart.of("tea", "x", 3) == later.of("tea", "x", 3)

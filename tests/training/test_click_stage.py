@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pertinent.errors import ConfigError, DataError
 from pertinent.lexicon.pairs import PairTokenizer
-from pertinent.training.clicks import ClickStage, read_clicks
+from pertinent.training.clicks import ClickStage, read_clicks, table_files
 from pertinent.training.collate import BatchRows, TrainingSet
 from pertinent.training.fit import FitConfig, fit
 from pertinent.training.negatives import BatchNegatives
@@ -62,6 +64,22 @@ def test_a_pair_is_seen_as_often_as_its_level_says(mined: tuple[str, str], tiny_
     plain, _ = read(mined, clear=False, resample=False).training_set(tiny_pairs, 1, 0)
     assert len(plain) == 6  # the item that the catalog does not have is left out
     assert (training.relevant == 1).all() and np.isnan(training.teacher).all()
+
+
+def test_clicks_in_part_files_are_read_as_one_table(mined: tuple[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "mined" / "clicks.parquet"
+    folder.mkdir(parents=True)
+    columns = dict(zip(COLUMNS, zip(*CLICKS, strict=True), strict=True))
+    table = pa.table({name: list(cells) for name, cells in columns.items()})
+    for number, (start, size) in enumerate(((0, 3), (3, 0), (3, 4))):
+        pq.write_table(table.slice(start, size), folder / f"part-{number:05}.parquet")
+    whole = read(mined)
+    for path in (folder, folder.parent):
+        found = read((str(path), mined[1]))
+        assert (found.queries, found.titles) == (whole.queries, whole.titles)
+        assert found.copies.tolist() == whole.copies.tolist()
+        assert [*table_files(str(path))] == [f"clicks/part-{number:05}.parquet" for number in range(3)]
+    assert table_files(mined[0]) == {"clicks": Path(mined[0])}
 
 
 def test_clear_and_frequent_pairs_can_be_chosen(mined: tuple[str, str]) -> None:
