@@ -5,7 +5,8 @@
     3. compare   AUC and NDCG@10 of both on held-out queries, with paired intervals
 
 Without arguments it makes the sibling of the shipped model from what ``recipes/shipped_model.py --until
-pairs`` leaves in its work folder. A killed training goes on where it stopped.
+pairs`` leaves in its work folder. A killed training goes on where it stopped; logits are made anew where the
+model, the judgments, the pairs or the limit are others.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pertinent.artifact import write_json
+from pertinent.artifact import input_digests, read_json, write_json
 from pertinent.data.readers import read_judgments, read_table
 from pertinent.engine.scorer import Scorer
 from pertinent.evaluation.compare import compare
@@ -46,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     examples = options.out.with_name(f"{options.out.name}_pairs.csv")
     examples.parent.mkdir(parents=True, exist_ok=True)
     exact = Scorer.load(options.model)
-    if not examples.is_file():
-        write_exact_pairs(examples, exact, real_pairs(judgments, options.pairs, options.limit))
+    need_exact_pairs(examples, exact, options.judgments, options.pairs, options.limit)
     settings = {
         "judgments": str(options.judgments),
         "examples": [str(examples)],
@@ -61,6 +61,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = compared(exact, Scorer.load(options.out), judgments)
     write_json(options.out.with_name(f"{options.out.name}_compared.json"), found)
     logger.info("%s", json.dumps(found, indent=2))
+
+
+def need_exact_pairs(examples: Path, exact: Scorer, judgments: Path, pairs: Path, limit: int) -> bool:
+    """Whether the exact model's logits had to be made: they are kept where model, files and limit are the same.
+
+    What they were made from is in a JSON note beside them.
+    """
+    note = examples.with_suffix(".json")
+    made_from = {
+        "model": exact.version,
+        "inputs": input_digests({"judgments": judgments, "pairs": pairs}),
+        "limit": limit,
+    }
+    if examples.is_file() and note.is_file() and read_json(note) == made_from:
+        return False
+    note.unlink(missing_ok=True)  # a run killed from here on leaves logits that nothing vouches for
+    write_exact_pairs(examples, exact, real_pairs(read_judgments(judgments), pairs, limit))
+    write_json(note, made_from)
+    return True
 
 
 def real_pairs(judgments: Sequence[Judgment], path: Path, limit: int) -> list[Pair]:
