@@ -3,7 +3,7 @@
 A cached logit is the very float32 that a scorer computed. It is found by the normalized query, the item's id
 and the digest of its text, under a stamp of everything else that decides a score: the content of the model
 with its lexicon, layout and calibration, the backend, and the normalizer. A changed title, model or lexicon
-cannot hit: what it would be found under is different.
+cannot hit: what it would be found under is different. So are scores from item states of a late-join model.
 
 Scores are kept as one block a query, so that a request with thousands of items needs one look-up, not
 thousands. Levels are asked in order, the nearest first; each is only asked for what is still missing.
@@ -29,9 +29,10 @@ from pertinent.text import NORMALIZER
 
 Rows = NDArray[np.int64]
 Digests = NDArray[np.uint64]
-# Of one query no more are kept in memory or in Redis; those that were kept first go first.
+# Of one query no more are kept in memory or in Redis; the newest block goes before what was there.
 MAX_ITEMS = 8_192
 _ENTRY_BYTES = 21  # of an item in a block: two digests, a logit, a flag
+_STATES = np.frombuffer(hashlib.blake2b(b"item states", digest_size=16).digest(), dtype="<u8")
 _BLOCK_BYTES = 600  # of a block itself, with its place in the table
 
 
@@ -64,7 +65,11 @@ class Block:
         return np.where(same, places, -1)
 
     def with_older(self, older: Block | None, most: int = MAX_ITEMS) -> Block:
-        """This block and what an older one has besides, ``most`` items at most."""
+        """This block and what an older one has besides, ``most`` items at most.
+
+        Where there is no room for all, those with the smallest digests are kept, of the older block if this one
+        fits, else of this one: a block does not know when its items came.
+        """
         if older is None or not len(older) or len(self) >= most:
             return self if len(self) <= most else self._first(most)
         besides = np.flatnonzero(~np.isin(older.heads, self.heads))[: most - len(self)]
@@ -229,6 +234,17 @@ def score_stamp(pairs: PairTokenizer, model_version: str, backend: str) -> bytes
     """Sixteen bytes over all that decides a score besides the query and the item."""
     told = [NORMALIZER, unicodedata.unidata_version, model_version, backend, tokenizer_digest(pairs)]
     return hashlib.blake2b(json.dumps(told).encode(), digest_size=16).digest()
+
+
+def of_states(items: Digests) -> Digests:
+    """The digests ``[n, 2]`` that scores from item states are kept under.
+
+    States are float16, so such scores differ a little from those of the whole pairs, and must not hit for them.
+
+    >>> of_states(np.zeros((2, 2), np.uint64)).tolist() == np.zeros((2, 2)).tolist()
+    False
+    """
+    return items ^ _STATES
 
 
 def query_digest(stamp: bytes, query: str) -> bytes:

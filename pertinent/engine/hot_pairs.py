@@ -88,7 +88,8 @@ class HotPairs:
     ) -> Self:
         """Score pairs of query and item id into a new folder, and open it.
 
-        Pairs that are there already and items that the index does not have are left out, and counted.
+        Pairs that are there already and items that the index does not have are left out, and counted. Scores
+        are those of the whole pairs, also where the index keeps item states: they are found by text too.
         """
         config = config if config is not None else CacheConfig(progress=False)
         started = time.perf_counter()
@@ -200,7 +201,7 @@ def _write(
         places = np.concatenate([np.arange(starts[code], starts[code + 1]) for code in some])
         texts = [queries[code] for code in some]
         local = np.repeat(np.arange(len(some)), starts[some + 1] - starts[some])
-        logits = scorer.index_logits(texts, local, index, rows[places])
+        logits = scorer.index_logits(texts, local, index, rows[places], use_states=False)
         lengths = []
         for number in range(len(some)):
             mine = places[local == number]

@@ -22,7 +22,7 @@ from pertinent.artifact import Artifact, open_artifact
 from pertinent.engine.arrays import Ragged
 from pertinent.engine.backends import Backend, RowBackend, open_backend
 from pertinent.engine.batching import plan
-from pertinent.engine.cache import ScoreCaches
+from pertinent.engine.cache import ScoreCaches, of_states
 from pertinent.engine.golden import GOLDEN_FILE, GOLDEN_TOLERANCE, golden_difference, golden_logits, read_golden
 from pertinent.engine.index import ItemIndex
 from pertinent.engine.late import ItemStateWriter, LateBackend, join_logits, late_backend
@@ -133,22 +133,31 @@ class Scorer:
         return self._logits(queries, query_rows, items, lambda: item_digests([""] * len(texts), texts))
 
     def index_logits(
-        self, queries: Sequence[str], query_rows: NDArray[np.int64], index: ItemIndex, rows: NDArray[np.int64]
+        self,
+        queries: Sequence[str],
+        query_rows: NDArray[np.int64],
+        index: ItemIndex,
+        rows: NDArray[np.int64],
+        use_states: bool = True,
     ) -> NDArray[np.float32]:
         """Logits of pairs, float32 ``[n]``: pair i is ``queries[query_rows[i]]`` with row ``rows[i]`` of an index.
 
-        Where the index keeps item states of this model, titles are not read again.
+        Where the index keeps item states of this model, titles are not read again, unless ``use_states`` is
+        False: then the logits are those of the whole pairs, as for an index that keeps none.
         """
         index.check(self.pairs)
         rows = index.checked_rows(rows)
         states = None
-        if self._state_width and index.states is not None:
+        if use_states and self._state_width and index.states is not None:
             states = index.check_states(self.version).rows, rows
 
         def items(places: NDArray[np.int64]) -> tuple[TokenRows, NDArray[np.int64]]:
             return index.tokens.take(rows[places]), np.arange(len(places))
 
-        return self._logits(_texts(queries, "queries"), query_rows, items, lambda: index.digests[rows], states)
+        def digests() -> NDArray[np.uint64]:
+            return index.digests[rows] if states is None else of_states(index.digests[rows])
+
+        return self._logits(_texts(queries, "queries"), query_rows, items, digests, states)
 
     @property
     def state_writer(self) -> ItemStateWriter | None:
