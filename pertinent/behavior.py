@@ -1,4 +1,4 @@
-"""``pertinent behavior``: encode a mined log's neighbor lists with a model, for serving; made anew every day."""
+"""``pertinent behavior``: encode the neighbor lists of a mined log with a model, ahead of use; made anew every day."""
 
 from __future__ import annotations
 
