@@ -83,6 +83,7 @@ def write_artifact(
     inputs: Mapping[str, str] | None = None,
     metrics: Mapping[str, Any] | None = None,
     dated: bool = True,
+    replaces: str | None = None,
 ) -> Iterator[Path]:
     """A fresh folder to fill; on leaving the block it becomes ``path`` in one rename.
 
@@ -90,7 +91,8 @@ def write_artifact(
     see `refuse_foreign`. Where ``path`` is a link to a folder, that folder is written and the link
     stays. If the block raises, ``path`` is as it was before. ``metrics`` may be filled inside the block.
     What is made from data alone is not ``dated``: its manifest has no time, so the same input gives the
-    same bytes.
+    same bytes. ``replaces`` is the version it was made from, where it is a change of what stands there: if
+    something else does when the block is left, that stays and ArtifactError is raised.
     """
     path = Path(path)
     refuse_foreign(path, kind)
@@ -105,6 +107,9 @@ def write_artifact(
         _seal(aside, kind, config, inputs or {}, metrics or {}, dated)
         aside.chmod(0o755)
         refuse_foreign(path, kind)  # the block may have taken hours
+        if replaces is not None:
+            what = f"{path}: was changed by something else while this change of version {replaces} was made"
+            _check_still(path, kind, replaces, f"{what}; nothing was written, run the same again")
         swap(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -137,6 +142,20 @@ def open_artifact(path: str | Path, kind: str | None = None, verify: bool = True
     if verify:
         _verify_files(path, manifest)
     return Artifact(path, manifest)
+
+
+@contextlib.contextmanager
+def unchanged(artifact: Artifact) -> Iterator[None]:
+    """A block that reads more files of an artifact that was opened before, all of the version that was opened.
+
+    Raises ArtifactError where another version stands in its folder before the block or after it.
+    """
+    what = f"{artifact.path}: is no longer the one that was opened, version {artifact.version}; load it again"
+    _check_still(artifact.path, artifact.kind, artifact.version, what)
+    try:
+        yield
+    finally:  # an error in the block may come from the change
+        _check_still(artifact.path, artifact.kind, artifact.version, what)
 
 
 def refuse_foreign(path: str | Path, kind: str) -> None:
@@ -362,6 +381,16 @@ def _verify_files(path: Path, manifest: Mapping[str, Any]) -> None:
 def _files_in(path: Path) -> set[str]:
     """Names of all that is no folder, links included."""
     return {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_symlink() or not p.is_dir()}
+
+
+def _check_still(path: Path, kind: str, version: str, what: str) -> None:
+    """Raises ArtifactError that says ``what`` unless this version is at ``path``."""
+    try:
+        found = open_artifact(path, kind, verify=False).version
+    except ArtifactError as error:
+        raise ArtifactError(f"{what} ({error})") from None
+    if found != version:
+        raise ArtifactError(what)
 
 
 def _behind_link(path: Path) -> Path:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,7 +154,8 @@ class ItemIndex:
 
         Equal to an index built of the resulting items. Row numbers move up where something was deleted.
         Ids to delete that are not there are only counted. The given items are held in memory; where most of
-        a catalog changes use ``replace``.
+        a catalog changes use ``replace``. Raises ArtifactError, and changes nothing, where another update of the
+        same index is done first.
         """
         config = config if config is not None else IndexConfig(progress=False)
         old, encoder = cls._older(folder, pairs, config, state_writer)
@@ -363,20 +365,19 @@ class ItemIndex:
             yield encoder.piece(items)
 
 
-_digests: dict[int, tuple[PairTokenizer, str]] = {}
+# Tokenizers, and the texts they keep tokenized, go with the model they belong to.
+_digests: WeakKeyDictionary[PairTokenizer, str] = WeakKeyDictionary()
 
 
 def tokenizer_digest(pairs: PairTokenizer) -> str:
     """A digest of all that decides how an item text becomes ids; equal for tokenizers that agree."""
     # Writing a vocabulary out takes some 30 ms, too long for every request.
-    known = _digests.get(id(pairs))
-    if known is not None and known[0] is pairs:
-        return known[1]
+    known = _digests.get(pairs)
+    if known is not None:
+        return known
     text = json.dumps(pairs.describe(), sort_keys=True, ensure_ascii=False)
     digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
-    if len(_digests) >= 16:
-        _digests.clear()
-    _digests[id(pairs)] = (pairs, digest)
+    _digests[pairs] = digest
     return digest
 
 
@@ -406,7 +407,7 @@ def _make(
     settings = {name: value for name, value in config.plain().items() if name not in _NOT_RECORDED}
     settings |= {"fields": list(encoder.fields), "tokenizer_digest": tokenizer_digest(encoder.pairs)}
     settings |= {"model_version": model_version, "states": described(encoder.state_writer), **history}
-    with write_artifact(folder, "index", settings, metrics=metrics) as aside:
+    with write_artifact(folder, "index", settings, metrics=metrics, replaces=history.get("before")) as aside:
         hidden = None if encoder.state_writer is None else encoder.state_writer.hidden
         count = write_pieces(_shown(pieces, config.progress), aside, hidden)
         seconds = time.perf_counter() - started

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from pertinent.artifact import Artifact
+from pertinent.artifact import Artifact, unchanged
 from pertinent.engine.arrays import Ragged
 from pertinent.engine.backends import open_backend
 from pertinent.engine.batching import plan
@@ -48,10 +48,14 @@ class LateBackend(Protocol):
 
 
 def late_backend(artifact: Artifact, opened: Any, threads: int | None) -> LateBackend:
-    """What runs the parts of a late-join model: the opened backend if it can, else ONNX Runtime or torch."""
+    """What runs the parts of a late-join model: the opened backend if it can, else ONNX Runtime or torch.
+
+    Raises ArtifactError where another model has come to the artifact's folder since it was opened.
+    """
     if isinstance(opened, LateBackend):
         return opened
-    other: Any = open_backend(artifact, "onnx" if artifact.has(JOIN_GRAPH_FILE) else "torch", threads)
+    with unchanged(artifact):
+        other: Any = open_backend(artifact, "onnx" if artifact.has(JOIN_GRAPH_FILE) else "torch", threads)
     assert isinstance(other, LateBackend)
     return other
 
@@ -103,6 +107,8 @@ class ItemStateWriter:
 
     def states(self, items: TokenRows) -> Ragged:
         """The states of items: for each, rows of ``hidden`` float16; ``values`` is ``[rows, hidden]``."""
+        if not len(items):  # there is no item to tell the width
+            return Ragged(np.zeros((0, self.hidden), dtype=np.float16), np.zeros(1, dtype=np.int64))
         return item_states(self.backend, self.pairs, items, self.spread)
 
 

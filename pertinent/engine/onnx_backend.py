@@ -16,7 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from pertinent.artifact import Artifact
+from pertinent.artifact import Artifact, unchanged
 from pertinent.engine.graph import (
     AHEAD_GRAPH_FILE,
     AHEAD_INPUTS,
@@ -87,7 +87,8 @@ class OnnxBackend:
                 if self._artifact is None or not self._artifact.has(name):
                     raise ArtifactError(f"{self._artifact and self._artifact.path}: has no {name}")
                 weights = self._artifact.file(WEIGHTS_FILE)
-                self._late[name] = open_session(self._artifact.file(name), weights, wanted, output)
+                with unchanged(self._artifact):  # opened late: the folder may have been replaced
+                    self._late[name] = open_session(self._artifact.file(name), weights, wanted, output)
         session = self._late[name]
         used = {entry.name: inputs[entry.name] for entry in session.get_inputs()}
         result: NDArray[np.float32] = session.run([output], used)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,32 @@ def test_an_update_keeps_the_fields_of_the_index(pairs: Counting, tmp_path: Path
     assert [item.title for item in index.items([0, 1])] == ["tea Acme", "mug Best"]
     with pytest.raises(ArtifactError, match="made of title, brand, not of title"):
         ItemIndex.update(tmp_path / "i", pairs, [], config=IndexConfig(fields=("title",), progress=False))
+
+
+def test_an_update_that_another_one_overtook_is_told_and_changes_nothing(pairs: Counting, tmp_path: Path) -> None:
+    folder = tmp_path / "i"
+    ItemIndex.build(items_of({"a": "tea"}), pairs, folder, config=QUIET)
+
+    def slow(item_id: str) -> Iterator[Item]:
+        yield Item(item_id, "slow")
+        ItemIndex.update(folder, pairs, [Item("quick", item_id)], config=QUIET)
+
+    class Overtaken(Counting):
+        def encode_items(self, titles: Any) -> TokenRows:
+            ItemIndex.update(folder, pairs, [Item("quick", "usb")], config=QUIET)
+            return super().encode_items(titles)
+
+    later = Overtaken(pairs.tokenizer, pairs.config)
+    for _ in range(2):
+        ItemIndex.update(folder, pairs, [], ["quick"], config=QUIET)
+        with pytest.raises(ArtifactError, match=r"was changed .* run the same again"):
+            ItemIndex.update(folder, later, [Item("b", "mug")], config=QUIET)
+    with pytest.raises(ArtifactError, match=r"was changed .* run the same again"):
+        ItemIndex.replace(slow("c"), pairs, folder, config=QUIET)
+    found = ItemIndex.open(folder)
+    assert found.find(["a", "b", "c", "quick"]).tolist() == [0, -1, -1, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["i"]
+    assert ItemIndex.update(folder, pairs, [Item("b", "mug")], config=QUIET).find(["b"]).tolist() == [2]
 
 
 def test_a_failed_update_leaves_the_index_as_it_was(

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import struct
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,15 @@ def test_many_tokenizers_do_not_pile_up(tiny_tokenizer: Any) -> None:
     for length in range(10, 40):
         index_module.tokenizer_digest(PairTokenizer(tiny_tokenizer, PairConfig(item_length=length)))
     assert len(index_module._digests) <= 16
+
+
+def test_a_tokenizer_that_is_done_with_goes(tiny_tokenizer: Any) -> None:
+    pairs = PairTokenizer(tiny_tokenizer, PairConfig())
+    wanted, gone = index_module.tokenizer_digest(pairs), weakref.ref(pairs)
+    assert index_module.tokenizer_digest(pairs) == wanted
+    del pairs
+    gc.collect()
+    assert gone() is None
 
 
 def test_term_classes_are_kept(tiny_pairs: PairTokenizer, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 
 from pertinent.artifact import Artifact
+from pertinent.engine.cache import MemoryScores, ScoreCaches, score_stamp
+from pertinent.engine.hot_pairs import HotPairs
 from pertinent.engine.index import ItemIndex
 from pertinent.engine.late import item_states, join_logits, late_backend
+from pertinent.engine.native_backend import native_module
 from pertinent.engine.scorer import Scorer
 from pertinent.errors import ArtifactError, ConfigError
 from pertinent.lexicon.pairs import PairConfig, PairTokenizer
@@ -102,6 +106,39 @@ def test_no_titles_have_no_states_and_no_scores(scorer: Scorer, tmp_path: Path) 
     assert scorer.score_index("mug", empty).shape == (0,)
 
 
+def test_deleting_items_leaves_the_states_of_a_rebuild(scorer: Scorer, tmp_path: Path) -> None:
+    writer = scorer.state_writer
+    assert writer is not None
+    none = writer.states(scorer.pairs.encode_items([]))
+    assert none.values.shape == (0, writer.hidden) and none.offsets.tolist() == [0]
+    catalog = items(TITLES[:3])
+    ItemIndex.build(catalog, scorer.pairs, tmp_path / "i", scorer.version, None, writer)
+    fewer = ItemIndex.update(tmp_path / "i", scorer.pairs, delete=["1"], state_writer=writer)
+    wanted = ItemIndex.build([catalog[0], catalog[2]], scorer.pairs, tmp_path / "fresh", scorer.version, None, writer)
+    assert fewer.version == wanted.version and fewer.states is not None and wanted.states is not None
+    np.testing.assert_array_equal(fewer.states.rows.values, wanted.states.rows.values)
+    nothing = ItemIndex.update(tmp_path / "i", scorer.pairs, delete=["0", "2"], state_writer=writer)
+    assert len(nothing) == 0 and nothing.states is not None
+
+
+def test_parts_are_not_taken_from_a_model_that_came_later(
+    model: Artifact, tmp_path: Path, network_maker: Any, artifact_maker: Any, tiny_pairs: PairTokenizer
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model.path, folder)
+    names = [name for name in ("onnx", "native") if name != "native" or native_module() is not None]
+    opened = {name: Scorer.load(folder, name, threads=1) for name in names}
+    used = Scorer.load(folder, "onnx", threads=1)
+    rows = used.pairs.encode_items(TITLES[:2])
+    before = used.state_writer.states(rows)  # type: ignore[union-attr]
+    other = network_maker("ei_src", tiny_pairs.vocabulary_size, seed=7, join_layer=1)
+    artifact_maker(folder, other, tiny_pairs, graph=False)
+    for scorer in opened.values():
+        with pytest.raises(ArtifactError, match=r"no longer the one that was opened, .* load it again"):
+            scorer.state_writer.states(rows)  # type: ignore[union-attr]
+    np.testing.assert_array_equal(used.state_writer.states(rows).values, before.values)  # type: ignore[union-attr]
+
+
 def test_equal_titles_tie_and_joined_scores_ignore_their_mates(scorer: Scorer, index: ItemIndex) -> None:
     scores = scorer.score_index("coffee mug", index)
     assert scores[6] == pytest.approx(scores[7], abs=1e-6)
@@ -117,6 +154,31 @@ def test_pairs_of_several_queries_score_from_states_as_each_query_alone(scorer: 
         for query, row in zip(query_rows, rows, strict=True)
     ]
     np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_scores_from_states_are_kept_apart_from_those_of_whole_pairs(
+    scorer: Scorer, index: ItemIndex, tmp_path: Path
+) -> None:
+    bare = ItemIndex.build(items(TITLES), scorer.pairs, tmp_path / "bare", scorer.version)
+    hot = HotPairs.build([("mug", item.item_id) for item in items(TITLES)], scorer, index, tmp_path / "hot")
+    rows, zero = np.arange(len(TITLES)), np.zeros(len(TITLES), np.int64)
+
+    def all_ways() -> list[Any]:
+        return [
+            scorer.index_logits(["mug"], zero, index, rows),
+            scorer.index_logits(["mug"], zero, bare, rows),
+            scorer.logits("mug", TITLES),
+        ]
+
+    computed = all_ways()
+    assert (computed[0] != computed[1]).any(), "float16 costs nothing here, so this proves nothing"
+    stamp = score_stamp(scorer.pairs, scorer.version, scorer.backend.name)
+    for levels in ([MemoryScores(10**6)], [hot], [hot, MemoryScores(10**6)]):
+        scorer.caches = ScoreCaches(stamp, levels)
+        for _ in range(2):
+            for got, wanted in zip(all_ways(), computed, strict=True):
+                np.testing.assert_array_equal(got, wanted)
+    assert scorer.caches.counts.hits == {"hot": 4 * len(TITLES), "memory": len(TITLES)}
 
 
 def test_an_index_without_states_is_scored_from_its_tokens(scorer: Scorer, tmp_path: Path) -> None:
