@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pertinent.artifact import Artifact
+from pertinent.engine import native_backend
 from pertinent.engine.arrays import Ragged
 from pertinent.engine.late import item_states, join_logits
 from pertinent.engine.native_backend import NativeBackend, native_module
 from pertinent.engine.torch_backend import TorchBackend
 from pertinent.errors import ArtifactError, ConfigError, DataError
 from pertinent.lexicon.pairs import PairConfig, PairTokenizer
-from pertinent.models.store import load_pairs
+from pertinent.models.store import load_pairs, model_settings
 from pertinent.records import TokenRows
 
 native: Any = native_module()
@@ -251,6 +252,26 @@ def test_weights_of_another_shape_are_refused(
         with pytest.raises(ArtifactError, match="does not fit"):
             NativeBackend.open(artifact, 1)
         path.write_text(text)
+
+
+@pytest.mark.parametrize("what", ["weight", "rows", "int8 rows"])
+@pytest.mark.parametrize("change", [lambda a: a.astype(np.float64), np.asfortranarray, lambda a: a.tolist()])
+def test_arrays_that_would_have_to_be_copied_are_refused(
+    what: str, change: Any, made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, rows, scales = native_backend._weights(made("one label"))
+    sizes = native_backend._sizes(model_settings(made("one label")), weights, rows)
+    if what == "weight":
+        name = next(name for name, weight in weights.items() if weight.ndim == 2 and min(weight.shape) > 1)
+        weights[name] = change(weights[name])
+    elif what == "rows":
+        rows = change(rows)
+    else:
+        rows, scales = change(rows.astype(np.int8)), np.ones(len(rows), np.float32)
+    monkeypatch.setattr(native_backend, "_weights", lambda artifact: (weights, rows, scales))
+    monkeypatch.setattr(native_backend, "_sizes", lambda *_: sizes)
+    with pytest.raises(ArtifactError, match="C order"):
+        NativeBackend.open(made("one label"), 1)
 
 
 def test_other_networks_are_refused_with_what_to_use(

@@ -20,8 +20,17 @@ using Floats = nb::ndarray<nb::numpy, float, nb::ndim<1>>;
 
 namespace {
 
-Weight weight_of(const nb::handle &value) {
-    auto array = nb::cast<nb::ndarray<const float, nb::c_contig, nb::device::cpu>>(value);
+// The array as it lies in memory. A conversion would be a copy that is gone when the caller returns, while the
+// engine goes on reading it, so what does not fit is refused.
+template <class A> A as_it_lies(const nb::handle &value, const std::string &name, const char *wanted) {
+    A array;
+    if (!nb::try_cast(value, array, false))
+        throw nb::type_error((name + " must be a numpy array of " + wanted + " in C order").c_str());
+    return array;
+}
+
+Weight weight_of(const nb::handle &value, const std::string &name) {
+    auto array = as_it_lies<nb::ndarray<const float, nb::c_contig, nb::device::cpu>>(value, name, "float32");
     if (array.ndim() != 1 && array.ndim() != 2) throw nb::value_error("a weight must have one or two dimensions");
     return {array.data(), array.shape(0), array.ndim() == 2 ? array.shape(1) : 1};
 }
@@ -66,20 +75,23 @@ class PyEngine {
         TokenTable tokens;
         std::size_t count, width;
         if (token_scales) {
-            auto steps = nb::cast<Array<std::int8_t, 2>>(token_rows);
+            auto steps = as_it_lies<Array<std::int8_t, 2>>(token_rows, "token_rows", "int8 [tokens, width]");
             scales_ = *token_scales;
             tokens.steps = steps.data();
             tokens.scales = scales_.data();
             count = steps.shape(0), width = steps.shape(1);
             if (scales_.shape(0) != count) throw nb::value_error("there must be one scale for each token row");
         } else {
-            auto floats = nb::cast<Array<float, 2>>(token_rows);
+            auto floats = as_it_lies<Array<float, 2>>(token_rows, "token_rows", "float32 [tokens, width]");
             tokens.floats = floats.data();
             count = floats.shape(0), width = floats.shape(1);
         }
         if (count != s.vocabulary || width != s.hidden) throw nb::value_error("the token rows do not have the network's shape");
         Weights found;
-        for (auto [name, value] : weights) found[nb::cast<std::string>(name)] = weight_of(value);
+        for (auto [key, value] : weights) {
+            const auto name = nb::cast<std::string>(key);
+            found[name] = weight_of(value, name);
+        }
         const Kernels *kernels = find_kernels(instructions ? instructions->c_str() : nullptr);
         if (kernels == nullptr) throw nb::value_error("this processor has not the instructions that were asked for");
         engine_ = std::make_unique<Engine>(s, found, tokens, *kernels);
