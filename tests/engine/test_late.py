@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pertinent.artifact import Artifact
-from pertinent.engine.cache import MemoryScores, ScoreCaches, score_stamp
+from pertinent.engine.cache import Level, MemoryScores, ScoreCaches, score_stamp
 from pertinent.engine.hot_pairs import HotPairs
 from pertinent.engine.index import ItemIndex
 from pertinent.engine.late import item_states, join_logits, late_backend
@@ -173,12 +173,13 @@ def test_scores_from_states_are_kept_apart_from_those_of_whole_pairs(
     computed = all_ways()
     assert (computed[0] != computed[1]).any(), "float16 costs nothing here, so this proves nothing"
     stamp = score_stamp(scorer.pairs, scorer.version, scorer.backend.name)
-    for levels in ([MemoryScores(10**6)], [hot], [hot, MemoryScores(10**6)]):
-        scorer.caches = ScoreCaches(stamp, levels)
+    several: list[list[Level]] = [[MemoryScores(10**6)], [hot], [hot, MemoryScores(10**6)]]
+    for levels in several:
+        caches = scorer.caches = ScoreCaches(stamp, levels)
         for _ in range(2):
             for got, wanted in zip(all_ways(), computed, strict=True):
                 np.testing.assert_array_equal(got, wanted)
-    assert scorer.caches.counts.hits == {"hot": 4 * len(TITLES), "memory": len(TITLES)}
+    assert caches.counts.hits == {"hot": 4 * len(TITLES), "memory": len(TITLES)}
 
 
 def test_an_index_without_states_is_scored_from_its_tokens(scorer: Scorer, tmp_path: Path) -> None:
