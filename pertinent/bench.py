@@ -304,7 +304,7 @@ def pair_gflop(network: Mapping[str, Any], query_tokens: float, title_tokens: fl
     """GFLOP of one pair without padding, the last layer computed for ``[CLS]`` alone, two a multiply-add.
 
     >>> round(pair_gflop({"layers": 3, "hidden_size": 128, "feed_forward_size": 512}, 7, 26), 4)
-    0.0285
+    0.0296
     """
     width, feed, tokens = network["hidden_size"], network["feed_forward_size"], query_tokens + title_tokens
     row = 2 * (4 * width * width + 2 * width * feed) + 4 * tokens * width
