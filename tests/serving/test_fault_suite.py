@@ -241,7 +241,7 @@ def test_many_idle_connections_keep_nobody_out(server: Server) -> None:
                 assert httpx2.get(f"{server.admin_url}/readyz", trust_env=False, timeout=10).status_code == 200
                 slow.append(time.monotonic() - before)
         # The longest idle ones had to go.
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while server.inside.num_fds() > CONNECTIONS + 200 and time.monotonic() < deadline:
             time.sleep(0.05)
         assert server.inside.num_fds() <= CONNECTIONS + 200

@@ -95,7 +95,10 @@ def test_sigterm_under_load_cuts_no_answer_and_ends_with_0(run: Any, tiny_artifa
     for thread in threads:
         thread.join()
     assert set(codes) == {200} and len(codes) > before
-    assert [error for error in cut if "ConnectError" not in error and "reset" not in error.lower()] == []
+    # Connected in the very moment when it ended, and not yet asked: reset, or closed before a byte of an answer.
+    unasked = ("ConnectError", "reset", "without sending a response")
+    assert [error for error in cut if not any(word in error.lower() for word in map(str.lower, unasked))] == []
+    assert len(cut) <= len(threads)
 
 
 def test_a_second_sigterm_ends_it_at_once(run: Any, tiny_artifact: Artifact) -> None:
