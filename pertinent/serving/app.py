@@ -138,7 +138,7 @@ class _Entry:
 
 
 class App:
-    """The ASGI application over served models. ``draining`` is set before it leaves."""
+    """The ASGI application over served models. ``draining`` is set before it leaves, ``closing`` when it does."""
 
     def __init__(self, config: ServeConfig, models: Registry, log: EventLog | None = None) -> None:
         self.config, self.models = config, models
@@ -149,6 +149,7 @@ class App:
         self.metrics.watch(self.queue, models, self.caches)
         self.log = log if log is not None else EventLog()
         self.draining = False
+        self.closing = False
         self.on_startup: Callable[[], None] | None = None
         self.tracing = Tracing(package_version()) if config.tracing else None
         self.admin_port: int | None = None  # set by whoever binds it

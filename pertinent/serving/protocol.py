@@ -24,6 +24,8 @@ _LENGTHS = re.compile(rb"\r\ncontent-length\s*:", re.IGNORECASE)
 _HEAD_END = re.compile(rb"\r\n\r\n|\n\n|\n\r\n")
 # How long a request goes on being read after its answer, so that the client gets to see it.
 _LINGER_SECONDS = 2.0
+# How long a connection may still ask when the server leaves: its request may be on the way already.
+_GRACE_SECONDS = 1.0
 
 
 def clean_head(head: bytes, complete: bool) -> bool:
@@ -49,6 +51,7 @@ class Protocol(H11Protocol):
         self._head = bytearray()
         self._head_timer: asyncio.TimerHandle | None = None
         self._timers: list[asyncio.TimerHandle] = []
+        self._leaving = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected; beyond the cap the longest idle one has to go, or this one where none is."""
@@ -58,6 +61,8 @@ class Protocol(H11Protocol):
             return
         self._idle[self] = None
         self._await_head()
+        if getattr(self.app, "closing", False):  # accepted just before the server stopped to listen
+            self.shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
@@ -87,6 +92,20 @@ class Protocol(H11Protocol):
             self._idle.pop(self, None)
             self._head.clear()
             self._stop_head_timer()
+            cycle: Any = self.cycle
+            if self._leaving and cycle is not None:
+                cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        """The server leaves: what is asked now is answered, and what does not ask soon is closed."""
+        if self._leaving:
+            return
+        self._leaving = True
+        cycle: Any = self.cycle
+        if cycle is None or cycle.response_complete:
+            self._later(_GRACE_SECONDS, super().shutdown)
+        else:
+            super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
         """Answer bytes that h11 could not read."""

@@ -203,7 +203,11 @@ def _on_signals(app: App) -> None:
             return
         app.draining = True
         app.log.event("draining", seconds=delay)
-        loop.call_later(delay, setattr, server, "should_exit", True)
+        loop.call_later(delay, close, server)
+
+    def close(server: uvicorn.Server) -> None:
+        app.closing = True
+        server.should_exit = True
 
     tasks: set[asyncio.Task[Any]] = set()
 
