@@ -133,7 +133,7 @@ COLUMNS = Flag(
     renames,
     "YOURS=OURS,...",
 )
-BACKEND = Flag("--backend", "backend", "native, onnx, onnx-int8 or torch; left out: the best there is", metavar="NAME")
+BACKEND = Flag("--backend", "backend", "native, onnx, onnx-int8, torch or cuda; left out: the best there is", metavar="NAME")
 THREADS = Flag("--threads", "threads", "processor threads to use", positive, "N")
 OUT = Flag("--out", "out", "where to write", metavar="FOLDER")
 

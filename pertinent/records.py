@@ -169,6 +169,19 @@ class TokenBatch:
         """The arrays by the names that models and exported graphs use for their inputs."""
         return {name: getattr(self, name) for name in MODEL_INPUTS}
 
+    def blocks(self) -> tuple[TokenRows, TokenRows]:
+        """The token rows of both blocks, as they were before they were put together: without special tokens."""
+        return self._rows(slice(1, self.query_length)), self._rows(slice(self.query_length, None))
+
+    def _rows(self, columns: slice) -> TokenRows:
+        mask = self.mask[:, columns]
+        lengths = mask.sum(axis=1) - 1  # the last real token of each is [SEP]
+        inside = np.arange(mask.shape[1])[None] < lengths[:, None]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        ids = self.token_ids[:, columns][inside].astype(np.int32)
+        classes = self.term_class_ids[:, columns][inside].astype(np.int8)
+        return TokenRows(ids, offsets, np.zeros(len(self), dtype=np.bool_), classes)
+
 
 MODEL_INPUTS = ("token_ids", "mask", "segment_ids", "position_ids", "term_class_ids")
 

@@ -65,6 +65,7 @@ BACKENDS = {
     "torch": "pertinent.engine.torch_backend:TorchBackend",
     "onnx": "pertinent.engine.onnx_backend:OnnxBackend",
     "onnx-int8": "pertinent.engine.onnx_backend:OnnxInt8Backend",
+    "cuda": "pertinent.engine.cuda_backend:CudaBackend",
 }
 
 

@@ -127,9 +127,7 @@ class NativeBackend:
     def forward(self, batch: TokenBatch) -> NDArray[np.float32]:
         """The relevance logit of each pair of a padded batch, ``[batch]``, on this thread."""
         places = np.arange(len(batch))
-        width = batch.query_length
-        queries = _unpadded(batch, slice(1, width))
-        items = _unpadded(batch, slice(width, None))
+        queries, items = batch.blocks()
         return self.forward_rows(queries, places, items, places, threads=1)
 
 
@@ -196,14 +194,3 @@ def _arrays(rows: TokenRows, chosen: NDArray[np.int64]) -> tuple[Any, ...]:
         classes,
         np.ascontiguousarray(chosen, dtype=np.int64),
     )
-
-
-def _unpadded(batch: TokenBatch, columns: slice) -> TokenRows:
-    """The rows of one block of a batch, without its last real token: [SEP]."""
-    mask = batch.mask[:, columns]
-    lengths = mask.sum(axis=1) - 1
-    inside = np.arange(mask.shape[1])[None] < lengths[:, None]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    ids = batch.token_ids[:, columns][inside].astype(np.int32)
-    classes = batch.term_class_ids[:, columns][inside].astype(np.int8)
-    return TokenRows(ids, offsets, np.zeros(len(batch), dtype=np.bool_), classes)

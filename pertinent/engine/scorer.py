@@ -23,7 +23,7 @@ from pertinent.engine.arrays import Ragged
 from pertinent.engine.backends import Backend, RowBackend, open_backend
 from pertinent.engine.batching import plan
 from pertinent.engine.cache import ScoreCaches, of_states
-from pertinent.engine.golden import GOLDEN_FILE, GOLDEN_TOLERANCE, golden_difference, golden_logits, read_golden
+from pertinent.engine.golden import GOLDEN_FILE, golden_difference, golden_logits, golden_tolerance, read_golden
 from pertinent.engine.index import ItemIndex
 from pertinent.engine.late import ItemStateWriter, LateBackend, join_logits, late_backend
 from pertinent.engine.pieces import item_digests
@@ -83,7 +83,7 @@ class Scorer:
     ) -> Self:
         """The scorer of a model folder; None is the model that comes with the package.
 
-        ``backend`` is ``native``, ``torch``, ``onnx`` or ``onnx-int8``; None takes the native engine where it
+        ``backend`` is ``native``, ``torch``, ``onnx``, ``onnx-int8`` or ``cuda``; None takes the native engine where it
         was built, else ONNX where the model has a graph. ``threads`` is the number of cores to use,
         None all of them. Raises ArtifactError for a damaged model, or one whose golden scores come out different here.
         """
@@ -330,10 +330,11 @@ class Scorer:
     def _check_golden(self, path: Path) -> None:
         pairs, wanted = read_golden(path, self.backend.name)
         difference = golden_difference(golden_logits(self.pair_logits, pairs), wanted)
-        if not difference <= GOLDEN_TOLERANCE:
+        tolerance = golden_tolerance(self.backend.name)
+        if not difference <= tolerance:
             raise ArtifactError(
                 f"{path}: the golden scores differ by {difference:.2g} with the backend {self.backend.name!r} on this "
-                f"machine, at most {GOLDEN_TOLERANCE} is allowed; try another backend, or copy the model again"
+                f"machine, at most {tolerance} is allowed; try another backend, or copy the model again"
             )
 
 
