@@ -19,7 +19,8 @@ from pertinent.data.readers import read_items, read_judgments
 from pertinent.data.samples import read_sample
 from pertinent.data.shop import build_catalog, pick, plant_aliases, uniform
 from pertinent.data.splits import refuse_leaks
-from pertinent.data.synthetic import LEVELS, Rows, SynthesizeConfig, build_shop, log_rows, synthesize
+from pertinent.data.synthetic import SynthesizeConfig, build_shop, synthesize
+from pertinent.data.visits import LEVELS, Rows, log_rows
 from pertinent.errors import ArtifactError, ConfigError, DataError
 from pertinent.evaluation.metrics import auc
 from pertinent.models.lexical import BM25
