@@ -7,6 +7,8 @@ that keep pairs in length order.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -51,6 +53,26 @@ def plan(
     # Longest first: the short ones fill the gaps at the end when several workers take them in turn.
     batches.sort(key=lambda batch: -batch[0] * len(batch[1]))
     return [rows for _, rows in batches]
+
+
+def stretches(lengths: NDArray[np.int64], most: int, workers: int) -> list[NDArray[np.int64]]:
+    """Batches for a backend that pads nothing, as row numbers, longest rows first: every row is in exactly one.
+
+    A batch has some ``most`` tokens. Towards the end they get smaller, so that ``workers`` end together.
+
+    >>> [batch.tolist() for batch in stretches(np.array([10, 30, 20, 10, 10]), most=40, workers=1)]
+    [[1, 2], [0, 3], [4]]
+    """
+    order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(lengths[order])
+    least = max(1, most // 8)
+    cuts, done = [0], 0
+    while cuts[-1] < len(order):
+        left = int(ends[-1]) - done
+        step = min(most, max(least, left // (2 * workers)))
+        cuts.append(min(int(np.searchsorted(ends, done + step)) + 1, len(order)))
+        done = int(ends[cuts[-1] - 1])
+    return [order[start:stop] for start, stop in pairwise(cuts)]
 
 
 def padding_share(

@@ -28,11 +28,14 @@ from pertinent.artifact import Artifact, open_artifact, write_artifact
 from pertinent.config import Config
 from pertinent.engine.arrays import Ragged, map_arrays, offsets_fit
 from pertinent.engine.pieces import (
+    ID_DIGESTS,
     INDEX_ARRAYS,
     INDEX_FILE,
+    NEW_ID_DIGESTS,
+    OLD_ID_DIGESTS,
     Encoder,
     Piece,
-    id_digest,
+    encoded_ids,
     in_chunks,
     reused,
     write_pieces,
@@ -262,16 +265,16 @@ class ItemIndex:
 
     def find(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
         """The rows of the given item ids, ``[n]``; -1 for an id that is not indexed."""
-        encoded = [item_id.encode("utf-8", "replace") for item_id in item_ids]
-        digests = np.frombuffer(b"".join(map(id_digest, encoded)), dtype="<u8")
+        wanted = encoded_ids(item_ids)
         ordered, digest_rows = self._arrays["sorted_digests"], self._arrays["digest_rows"]
-        found = np.full(len(encoded), -1, dtype=np.int64)
-        if not len(ordered) or not encoded:
+        found = np.full(len(wanted), -1, dtype=np.int64)
+        if not len(ordered) or not len(wanted):
             return found
+        digests = ID_DIGESTS[self.config.get("id_digests", OLD_ID_DIGESTS)](wanted)
         places = np.searchsorted(ordered, digests)
         hits = np.flatnonzero(ordered[np.minimum(places, len(ordered) - 1)] == digests)
         rows = digest_rows[places[hits]]
-        same = self._has_ids(rows, [encoded[hit] for hit in hits])
+        same = self._has_ids(rows, wanted if len(hits) == len(wanted) else wanted.take(hits))
         found[hits[same]] = rows[same]
         # Two ids may share a digest (one chance in 10^19 a pair): the text decides.
         for hit in hits[~same]:
@@ -282,18 +285,16 @@ class ItemIndex:
                 place += 1
         return found
 
-    def _has_ids(self, rows: NDArray[np.int64], ids: list[bytes]) -> NDArray[np.bool_]:
+    def _has_ids(self, rows: NDArray[np.int64], ids: Ragged) -> NDArray[np.bool_]:
         """Whether each row has the id beside it, ``[n]``; all bytes are compared at once."""
         offsets = self._arrays["id_offsets"]
         starts = offsets[rows]
-        lengths = np.array([len(item_id) for item_id in ids], dtype=np.int64)
-        same = np.asarray(offsets[rows + 1] - starts == lengths)
-        lengths = np.where(same, lengths, 0)
-        ends = np.cumsum(lengths)
-        source = np.repeat(starts - (ends - lengths), lengths) + np.arange(int(lengths.sum()))
-        wanted = np.frombuffer(b"".join(i for i, equal in zip(ids, same, strict=True) if equal), dtype=np.uint8)
-        differ = self._arrays["id_bytes"][source] != wanted
-        same[np.repeat(np.arange(len(ids)), lengths)[differ]] = False
+        same = np.asarray(offsets[rows + 1] - starts == ids.lengths)
+        equal = np.flatnonzero(same)
+        wanted = ids if len(equal) == len(ids) else ids.take(equal)
+        source = np.repeat(starts[equal] - wanted.offsets[:-1], wanted.lengths) + np.arange(len(wanted.values))
+        differ = np.flatnonzero(self._arrays["id_bytes"][source] != wanted.values)
+        same[equal[np.searchsorted(wanted.offsets, differ, side="right") - 1]] = False
         return same
 
     def checked_rows(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
@@ -382,6 +383,12 @@ def tokenizer_digest(pairs: PairTokenizer) -> str:
 
 
 def _check_arrays(artifact: Artifact, arrays: dict[str, NDArray[Any]]) -> None:
+    kind = artifact.config.get("id_digests", OLD_ID_DIGESTS)
+    if kind not in ID_DIGESTS:
+        raise ArtifactError(
+            f"{artifact.path}: finds ids by {shorten(kind)}, this version knows {', '.join(ID_DIGESTS)}; "
+            "make the index again with: pertinent index"
+        )
     count = len(arrays["truncated"])
     ends = {"token": len(arrays["tokens"]), "id": len(arrays["id_bytes"]), "title": len(arrays["title_bytes"])}
     fits = len(arrays["sorted_digests"]) == len(arrays["digest_rows"]) == count
@@ -407,6 +414,7 @@ def _make(
     settings = {name: value for name, value in config.plain().items() if name not in _NOT_RECORDED}
     settings |= {"fields": list(encoder.fields), "tokenizer_digest": tokenizer_digest(encoder.pairs)}
     settings |= {"model_version": model_version, "states": described(encoder.state_writer), **history}
+    settings["id_digests"] = NEW_ID_DIGESTS
     with write_artifact(folder, "index", settings, metrics=metrics, replaces=history.get("before")) as aside:
         hidden = None if encoder.state_writer is None else encoder.state_writer.hidden
         count = write_pieces(_shown(pieces, config.progress), aside, hidden)

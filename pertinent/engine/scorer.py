@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pertinent.artifact import Artifact, open_artifact
 from pertinent.engine.arrays import Ragged
 from pertinent.engine.backends import Backend, RowBackend, open_backend
-from pertinent.engine.batching import plan
+from pertinent.engine.batching import MAX_TOKENS, plan, stretches
 from pertinent.engine.cache import ScoreCaches, of_states
 from pertinent.engine.golden import GOLDEN_FILE, golden_difference, golden_logits, golden_tolerance, read_golden
 from pertinent.engine.index import ItemIndex
@@ -147,9 +147,8 @@ class Scorer:
         """
         index.check(self.pairs)
         rows = index.checked_rows(rows)
-        states = None
-        if use_states and self._state_width and index.states is not None:
-            states = index.check_states(self.version).rows, rows
+        known = self.states_of(index) if use_states else None
+        states = None if known is None else (known, rows)
 
         def items(places: NDArray[np.int64]) -> tuple[TokenRows, NDArray[np.int64]]:
             return index.tokens.take(rows[places]), np.arange(len(places))
@@ -209,11 +208,15 @@ class Scorer:
         ]
 
     def batches(
-        self, queries: TokenRows, query_rows: NDArray[np.int64], items: TokenRows, item_rows: NDArray[np.int64]
+        self, query_lengths: NDArray[np.int64], item_lengths: NDArray[np.int64], tokens: int = MAX_TOKENS
     ) -> list[NDArray[np.int64]]:
-        """Which pairs to compute together, as places in ``query_rows``; every place is in one batch."""
-        query_lengths = queries.lengths[query_rows] + 2  # [CLS] and [SEP]
-        item_lengths = items.lengths[item_rows] + 1  # [SEP]
+        """Which pairs to compute together, as places in the lengths; every place is in one batch.
+
+        Lengths are those of the two blocks of each pair, ``[n]``. A backend that pads nothing gets some ``tokens`` at
+        once, the others what pads least.
+        """
+        if isinstance(self.backend, RowBackend):
+            return stretches(query_lengths + item_lengths, tokens, self.backend.workers)
         return plan(query_lengths, item_lengths, workers=self.backend.workers)
 
     def forward(
@@ -226,6 +229,25 @@ class Scorer:
         if isinstance(self.backend, RowBackend):
             return self.backend.forward_rows(queries, query_rows, items, item_rows, threads=1)
         return self.backend.forward(self.pairs.assemble(queries, query_rows, items, item_rows))
+
+    def join(
+        self, queries: TokenRows, query_rows: NDArray[np.int64], states: Ragged, rows: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """As ``forward``, for items of a late join by row of their known ``states``."""
+        if isinstance(self.backend, RowBackend):
+            return self.backend.join_rows(queries, query_rows, states, rows, threads=1)
+        logits = np.zeros(len(rows), dtype=np.float32)
+        for query in np.unique(query_rows):
+            chosen = np.flatnonzero(query_rows == query)
+            logits[chosen] = join_logits(self._late, self.pairs, queries.take(np.array([query])), states, rows[chosen])
+        return logits
+
+    def states_of(self, index: ItemIndex) -> Ragged | None:
+        """The item states of an index that this model scores from; None where either has none.
+
+        Raises ArtifactError where they are of another version of the model.
+        """
+        return index.check_states(self.version).rows if self._state_width and index.states is not None else None
 
     def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """The calibrated probabilities of logits, as ``score`` gives them."""
@@ -290,7 +312,8 @@ class Scorer:
             logits = self.backend.forward_rows(queries, query_rows, items, item_rows)
             _check_finite(logits, self.name or self.backend.name)
             return logits
-        batches = self.batches(queries, query_rows, items, item_rows)
+        query_lengths = queries.lengths[query_rows] + 2  # [CLS] and [SEP]
+        batches = self.batches(query_lengths, items.lengths[item_rows] + 1)  # [SEP]
 
         def forward(rows: NDArray[np.int64]) -> NDArray[np.float32]:
             return self.forward(queries, query_rows[rows], items, item_rows[rows])

@@ -19,12 +19,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from pertinent.config import Config
+from pertinent.engine.arrays import Ragged
 from pertinent.engine.batching import MAX_TOKENS, RUN_OVERHEAD
 from pertinent.engine.scorer import Scorer
 from pertinent.records import TokenRows
@@ -36,6 +38,9 @@ Rows = NDArray[np.int64]
 TEXT_CHUNK = 128
 # Indexed items are only looked up, and lengths are grouped best over many.
 INDEX_CHUNK = 4_096
+# Pairs that a function computes have no batches: so many go to it at once, each for the price of so many tokens.
+COMPUTED_CHUNK = 512
+_COMPUTED_COST = 8
 # A text costs about as much to tokenize as two of its tokens cost to score.
 _TOKENIZE_COST = 2
 _FADING = 0.98  # a batch
@@ -44,8 +49,12 @@ _STRETCH = 4.0
 _GUESS = 0.001  # seconds a pair
 # Requests of at most so many texts are tokenized before a batch begins that has room for them.
 _FILLING = 16
+# How long a batch takes of a backend that does not mind how large it is: others wait no longer for a thread.
+_BATCH_SECONDS = 0.01
+_LEAST_TOKENS, _MOST_TOKENS = 64, 65_536
 # The part of the time until a deadline that may be planned: estimates err, and work that comes late is lost.
 _PLANNED = 0.75
+_NO_TOKENS = TokenRows(np.zeros(0, np.int32), np.zeros(1, np.int64), np.zeros(0, np.bool_))
 
 
 class QueueConfig(Config):
@@ -86,6 +95,8 @@ class Work:
     """Pairs to score: pair i is ``queries[query_rows[i]]`` with ``titles[i]`` or with row ``rows[i]`` of ``items``.
 
     Of each title at most ``max_tokens`` tokens are read. Of the work of one key, lower priorities go first.
+    ``states`` are those of all ``items``, where the model scores from them.
+    With ``compute`` there are no texts: it gives the logits of the pairs at the given places.
     """
 
     queries: Sequence[str]
@@ -93,8 +104,10 @@ class Work:
     titles: Sequence[str] | None = None
     items: TokenRows | None = None
     rows: Rows | None = None
+    states: Ragged | None = None
     max_tokens: int | None = None
     priority: int = 0
+    compute: Callable[[Rows], NDArray[np.float32]] | None = None
 
     def __len__(self) -> int:
         return len(self.query_rows)
@@ -103,6 +116,7 @@ class Work:
         """The work of some of the pairs only."""
         titles = None if self.titles is None else [self.titles[place] for place in pairs]
         rows = None if self.rows is None else self.rows[pairs]
+        assert self.compute is None, "a function knows the places of all its pairs"
         return replace(self, query_rows=self.query_rows[pairs], titles=titles, rows=rows)
 
     @classmethod
@@ -111,9 +125,14 @@ class Work:
         return cls([query], np.zeros(len(titles), dtype=np.int64), titles=titles)
 
     @classmethod
-    def of_items(cls, query: str, items: TokenRows, rows: Rows) -> Work:
-        """One query with rows of an index."""
-        return cls([query], np.zeros(len(rows), dtype=np.int64), items=items, rows=rows)
+    def computed(cls, query: str, count: int, compute: Callable[[Rows], NDArray[np.float32]]) -> Work:
+        """So many pairs of one query whose logits come from a function, called from a scoring thread."""
+        return cls([query], np.zeros(count, dtype=np.int64), compute=compute)
+
+    @classmethod
+    def of_items(cls, query: str, items: TokenRows, rows: Rows, states: Ragged | None = None) -> Work:
+        """One query with rows of an index, scored from ``states`` where they are given."""
+        return cls([query], np.zeros(len(rows), dtype=np.int64), items=items, rows=rows, states=states)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +174,13 @@ class _Piece:
 
 @dataclass(slots=True)
 class _Chunk:
-    """Tokenized items of one stretch of a job, from pair ``start``."""
+    """What one stretch of a job, from pair ``start``, is scored from: tokenized items, or rows of states."""
 
     start: int
-    items: TokenRows
     query_rows: Rows
+    items: TokenRows | None
+    states: Ragged | None
+    item_rows: Rows  # in either
 
 
 @dataclass(slots=True, eq=False)
@@ -189,7 +210,18 @@ class Job:
     @property
     def chunk(self) -> int:
         """Pairs that are tokenized in one go."""
+        if self.work.compute is not None:
+            return COMPUTED_CHUNK
         return TEXT_CHUNK if self.work.titles is not None else INDEX_CHUNK
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether its pairs are computed from tokens, not by a function or from states that lie in the index."""
+        return self.work.compute is None and self.work.states is None
+
+    def joins(self, other: Job) -> bool:
+        """Whether pairs of both may be in one batch."""
+        return self.scorer is other.scorer and self.has_texts and other.has_texts
 
     def has_unit(self) -> bool:
         """Whether a thread could take something now."""
@@ -228,6 +260,7 @@ class ScoringQueue:
         self._running: dict[int, int] = {}  # by backend, batches computed now
         self._pairs = 0
         self._spent = (0.0, 0.0)  # seconds of one thread, and the pairs computed in them; the past fades
+        self._pace: WeakKeyDictionary[Scorer, tuple[float, float]] = WeakKeyDictionary()  # the same with tokens
         self._closed = False
         self._ready = threading.Condition()
         self._beats: dict[int, float | None] = {}
@@ -470,7 +503,7 @@ class ScoringQueue:
         """A small job not begun yet, whose pairs would fit into the batch that ``first`` begins."""
         filled = 0
         for job in jobs:
-            if job.scorer is not first.scorer:
+            if not job.joins(first):
                 continue
             if job.pieces:
                 filled += job.pieces[0].padded
@@ -486,7 +519,7 @@ class ScoringQueue:
         query_width, item_width = batch[0][1].query_width, batch[0][1].item_width
         rows, apart = len(batch[0][1].rows), batch[0][1].padded
         for job in jobs:
-            while job.pieces and job.scorer is first.scorer:
+            while job.pieces and job.joins(first):
                 piece = job.pieces[0]
                 widths = max(query_width, piece.query_width), max(item_width, piece.item_width)
                 together = (rows + len(piece.rows)) * sum(widths)
@@ -507,23 +540,18 @@ class ScoringQueue:
         job, start = unit.job, unit.start
         before = time.perf_counter()
         stop = min(start + job.chunk, len(job.work))
+        if job.work.compute is not None:
+            self._plan_computed(job, start, stop)
+            return
         queries = job.queries if job.queries is not None else job.scorer.pairs.encode_queries(job.work.queries)
-        if job.work.titles is not None:
-            items = job.scorer.pairs.encode_items(job.work.titles[start:stop])
-            if job.work.max_tokens is not None:
-                items = items.cut(job.work.max_tokens)
-        else:
-            assert job.work.items is not None and job.work.rows is not None
-            items = job.work.items.take(job.work.rows[start:stop])
-        query_rows = job.work.query_rows[start:stop]
-        chunk = _Chunk(start, items, query_rows)
-        query_lengths, item_lengths = queries.lengths[query_rows] + 2, items.lengths + 1  # [CLS] and [SEP], [SEP]
+        chunk, item_lengths, cut = _read(job, start, stop)
+        query_lengths = queries.lengths[chunk.query_rows] + 2  # [CLS] and [SEP]
         lengths = query_lengths + item_lengths
         pieces = [
             _Piece(chunk, rows, int(query_lengths[rows].max()), int(item_lengths[rows].max()), int(lengths[rows].sum()))
-            for rows in job.scorer.batches(queries, query_rows, items, np.arange(len(items)))
+            for rows in job.scorer.batches(query_lengths, item_lengths, self._tokens_at_once(job.scorer))
         ]
-        cut = items.truncated | queries.truncated[query_rows]
+        cut = cut | queries.truncated[chunk.query_rows]
         with self._ready:
             job.tokenize_seconds += time.perf_counter() - before
             job.queries = queries
@@ -532,6 +560,14 @@ class ScoringQueue:
             job.truncated[start:stop] = cut
             job.pieces.extend(pieces)
             self._ready.notify_all()
+
+    def _plan_computed(self, job: Job, start: int, stop: int) -> None:
+        chunk = _Chunk(start, job.work.query_rows[start:stop], None, None, np.arange(stop - start))
+        with self._ready:
+            job.queries = _NO_TOKENS
+            if not job.over:
+                job.pieces.append(_Piece(chunk, np.arange(stop - start), 0, _COMPUTED_COST, 0))
+                self._ready.notify_all()
 
     def _compute(self, batch: list[tuple[Job, _Piece]]) -> None:
         before = time.perf_counter()
@@ -568,14 +604,26 @@ class ScoringQueue:
         job, piece = batch[0]
         chunk = piece.chunk
         assert job.queries is not None
+        if job.work.compute is not None:
+            return job.work.compute(piece.rows + chunk.start)
+        item_rows = chunk.item_rows[piece.rows]
+        if chunk.states is not None:
+            return job.scorer.join(job.queries, chunk.query_rows[piece.rows], chunk.states, item_rows)
         if len(batch) == 1:
-            return job.scorer.forward(job.queries, chunk.query_rows[piece.rows], chunk.items, piece.rows)
-        queries = [
-            job.queries.take(piece.chunk.query_rows[piece.rows]) for job, piece in batch if job.queries is not None
-        ]
-        items = [piece.chunk.items.take(piece.rows) for _, piece in batch]
+            assert chunk.items is not None
+            return job.scorer.forward(job.queries, chunk.query_rows[piece.rows], chunk.items, item_rows)
+        queries, items = [], []
+        for job, piece in batch:
+            assert job.queries is not None and piece.chunk.items is not None
+            queries.append(job.queries.take(piece.chunk.query_rows[piece.rows]))
+            items.append(piece.chunk.items.take(piece.chunk.item_rows[piece.rows]))
         rows = np.arange(sum(len(piece.rows) for _, piece in batch))
         return job.scorer.forward(TokenRows.joined(queries), rows, TokenRows.joined(items), rows)
+
+    def _tokens_at_once(self, scorer: Scorer) -> int:
+        """How many tokens of pairs take some ``_BATCH_SECONDS`` on one thread."""
+        seconds, tokens = self._pace.get(scorer, (0.0, 0.0))
+        return min(max(int(_BATCH_SECONDS * tokens / seconds), _LEAST_TOKENS), _MOST_TOKENS) if seconds else MAX_TOKENS
 
     def _store(self, batch: list[tuple[Job, _Piece]], logits: NDArray[np.float32], seconds: float) -> None:
         place, size = 0, len(logits)
@@ -594,9 +642,31 @@ class ScoringQueue:
                         self._finish(job, None)
                 place += count
             self._spent = (self._spent[0] * _FADING, self._spent[1] * _FADING + size)
+            before, tokens = self._pace.get(batch[0][0].scorer, (0.0, 0.0))
+            now = sum(piece.tokens for _, piece in batch)
+            self._pace[batch[0][0].scorer] = (before * _FADING + seconds, tokens * _FADING + now)
         if self._observer is not None:
             width = max(p.query_width for _, p in batch) + max(p.item_width for _, p in batch)
             self._observer.batch(size, sum(p.tokens for _, p in batch), size * width, len(batch))
+
+
+def _read(job: Job, start: int, stop: int) -> tuple[_Chunk, Rows, NDArray[np.bool_]]:
+    """The items of a stretch of a job, tokenized or looked up; the lengths of their blocks, and which are cut."""
+    work, query_rows = job.work, job.work.query_rows[start:stop]
+    if work.titles is None:
+        assert work.items is not None and work.rows is not None
+        rows = work.rows[start:stop]
+        if work.states is not None:
+            # Their lengths are those of blocks: with [SEP].
+            lengths = work.states.offsets[rows + 1] - work.states.offsets[rows]
+            return _Chunk(start, query_rows, None, work.states, rows), lengths, work.items.truncated[rows]
+        items = work.items.take(rows)
+    else:
+        items = job.scorer.pairs.encode_items(work.titles[start:stop])
+        if work.max_tokens is not None:
+            items = items.cut(work.max_tokens)
+    chunk = _Chunk(start, query_rows, items, None, np.arange(len(items)))
+    return chunk, items.lengths + 1, items.truncated
 
 
 def running_threads(scorers: Sequence[Any]) -> int:

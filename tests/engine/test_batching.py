@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pertinent.engine.batching import padding_share, plan
+from pertinent.engine.batching import padding_share, plan, stretches
 
 
 @given(
@@ -67,3 +67,17 @@ def test_grouping_is_the_cheapest_of_all() -> None:
         batches = plan(query, item, max_tokens=10_000, overhead=10)
         found = sum(len(rows) * (4 + item[rows].max()) + 10 for rows in batches)
         assert found == min(costs)
+
+
+@pytest.mark.parametrize("lengths", [[], [7], [5] * 40, list(range(3, 53)), [400, 3, 3]])
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_stretches_hold_every_row_once_and_get_smaller(lengths: list[int], workers: int) -> None:
+    each = np.array(lengths, dtype=np.int64)
+    batches = stretches(each, most=100, workers=workers)
+    rows = np.concatenate([*batches, np.zeros(0, dtype=np.int64)])
+    assert sorted(rows.tolist()) == list(range(len(lengths)))
+    assert (np.diff(each[rows]) <= 0).all()
+    sizes = [int(each[batch].sum()) for batch in batches]
+    assert all(size < 100 + max(lengths) for size in sizes)
+    if len(sizes) > 2 * workers:
+        assert sizes[-1] <= 100 / 2

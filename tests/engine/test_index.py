@@ -120,12 +120,34 @@ def test_a_repeated_id_is_refused_and_the_old_index_stays(index: ItemIndex, tiny
 def test_equal_digests_of_different_ids_are_told_apart(
     tiny_pairs: PairTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (index_module, pieces):
-        monkeypatch.setattr(module, "id_digest", lambda encoded: (7).to_bytes(8, "little"))
+    monkeypatch.setitem(pieces.ID_DIGESTS, "words", lambda ids: np.full(len(ids), 7, dtype=np.uint64))
     index = ItemIndex.build(ITEMS, tiny_pairs, tmp_path / "index")
     assert index.rows([item.item_id for item in ITEMS]).tolist() == list(range(6))
     with pytest.raises(DataError, match="'nope' is not in the index"):
         index.rows(["nope"])
+
+
+def test_ids_of_any_length_and_script_are_found_and_nothing_else(tiny_pairs: PairTokenizer, tmp_path: Path) -> None:
+    ids = ["a" * length for length in range(40)] + ["é" * 9, "日本", "a\0", "\0", "x" * 10_000, "0123456789"]
+    index = ItemIndex.build([Item(item_id, "tea") for item_id in ids], tiny_pairs, tmp_path / "index")
+    assert index.find(ids).tolist() == list(range(len(ids)))
+    assert index.find([item_id + "b" for item_id in ids]).tolist() == [-1] * len(ids)
+    assert index.find(["b", "日本", "日", "", "a" * 41]).tolist() == [-1, 41, -1, 0, -1]
+
+
+def test_an_index_that_finds_ids_as_they_did_before_is_read_and_an_unknown_way_refused(
+    tiny_pairs: PairTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (index_module, pieces):
+        monkeypatch.setattr(module, "NEW_ID_DIGESTS", "blake2b")
+    old = ItemIndex.build(ITEMS, tiny_pairs, tmp_path / "index")
+    assert old.find([*(item.item_id for item in ITEMS), "nope"]).tolist() == [*range(6), -1]
+    monkeypatch.setitem(pieces.ID_DIGESTS, "words2", pieces.blake_digests)
+    monkeypatch.setattr(index_module, "NEW_ID_DIGESTS", "words2")
+    newer = ItemIndex.build(ITEMS, tiny_pairs, tmp_path / "newer")
+    monkeypatch.delitem(pieces.ID_DIGESTS, "words2")
+    with pytest.raises(ArtifactError, match="finds ids by 'words2'"):
+        ItemIndex.open(newer.path)
 
 
 def test_unknown_ids_and_rows_outside_are_refused(index: ItemIndex) -> None:

@@ -257,6 +257,6 @@ def test_batches_put_back_together_give_the_scores_of_score(scorer: Scorer) -> N
     items = scorer.pairs.encode_items(TITLES)
     rows, first = np.arange(len(TITLES)), np.zeros(len(TITLES), dtype=np.int64)
     logits = np.zeros(len(TITLES), dtype=np.float32)
-    for batch in scorer.batches(queries, first, items, rows):
+    for batch in scorer.batches(queries.lengths[first] + 2, items.lengths[rows] + 1):
         logits[batch] = scorer.forward(queries, first[batch], items, rows[batch])
     assert np.allclose(scorer.probabilities(logits), scorer.score("usb cable", TITLES), atol=1e-6)

