@@ -276,7 +276,7 @@ def _found(body: RelevanceBody, served: Served, limits: Limits) -> Rows:
         given = _unpacked(given, field, limits)
     check_documents(len(given), limits, field)
     if field == "item_ids":
-        return served.index.find([str(item_id) for item_id in _listed(given)])
+        return served.index.find(list(map(str, _listed(given))))
     try:
         rows = np.asarray(given, dtype=np.int64)
     except OverflowError:  # no index is that long
@@ -364,7 +364,7 @@ def _ids(body: RelevanceBody, index: Rows) -> list[int | str]:
         return list(index.tolist())
     if isinstance(given, str):
         given = np.frombuffer(base64.b64decode(given), dtype="<i4").tolist()
-    return [given[place] for place in index]
+    return [given[place] for place in index.tolist()]
 
 
 def _explained(
