@@ -51,7 +51,7 @@ class DataError(PertinentError):
         self.problem = problem if fix is None else f"{problem}; {fix}"
         spot = []
         if line is not None:
-            spot.append(f"line {line}")
+            spot.append(f"{place_word(path)} {line}")
         if column is not None:
             spot.append(f"column {column!r}")
         if value is not None:
@@ -61,6 +61,15 @@ class DataError(PertinentError):
             parts.append(", ".join(spot))
         parts.append(self.problem)
         super().__init__(": ".join(parts))
+
+
+def place_word(path: str | Path | None) -> str:
+    """What the places of a file are called in messages: Parquet has rows, counted from 1, other files lines.
+
+    >>> place_word("log.parquet"), place_word("log.csv")
+    ('row', 'line')
+    """
+    return "row" if str(path).lower().endswith(".parquet") else "line"
 
 
 class ArtifactError(PertinentError):

@@ -13,10 +13,11 @@ import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import accumulate, islice
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from pertinent.data.damage import first_unreadable_line, pattern, refuse_damaged
 from pertinent.data.tables import MAX_FIELD_CHARACTERS, Table
 from pertinent.errors import DataError, shorten
 
@@ -28,6 +29,7 @@ SUFFIXES = (*DELIMITERS, ".jsonl", ".ndjson", ".json", ".parquet")
 # csv keeps its limit on field size per process.
 _CSV_LIMIT = threading.Lock()
 _BATCH_CHARACTERS = 1_000_000
+_CUT = "the file ends here, in the middle of a line: if it was cut off, copy it again"
 
 
 def read_file(path: str | Path, encoding: str = "utf-8") -> Table:
@@ -141,7 +143,8 @@ def open_text(path: Path, encoding: str = "utf-8") -> Iterator[IO[str]]:
             f"is not {encoding.upper()} text ({error.reason})", path=path, line=line, fix="save it as UTF-8"
         ) from None
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"cannot be read: {error}", path=path, fix="copy the file again") from None
+        line = first_unreadable_line(path) if isinstance(error, (EOFError, zlib.error)) else None
+        raise DataError(f"cannot be read: {error}", path=path, line=line, fix="copy the file again") from None
 
 
 def read_parquet(path: Path) -> Table:
@@ -168,7 +171,7 @@ def _queried(
     import duckdb
 
     parts = {name: part_files(path) for name, path in files.items()}
-    patterns = {name: [_pattern(str(part.resolve())) for part in found] for name, found in parts.items()}
+    patterns = {name: [pattern(str(part.resolve())) for part in found] for name, found in parts.items()}
     allowed = [str(part.resolve()) for found in parts.values() for part in found]
     with duckdb.connect() as connection:
         try:
@@ -183,41 +186,6 @@ def _queried(
             first = str(error).partition("\n")[0]
             path = next(iter(files.values()))
             raise DataError(f"cannot be read as Parquet: {first}", path=path, fix="write the file again") from None
-
-
-def _pattern(path: str) -> str:
-    """A path for DuckDB, which reads ``* ? [`` as patterns; in brackets they stand for themselves."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in path)
-
-
-def refuse_damaged(path: Path) -> None:
-    """Raises DataError with the first row of the part of a Parquet file that cannot be read.
-
-    A file without damage within passes, and so does one that is no Parquet at all.
-    """
-    import duckdb
-
-    name = _pattern(str(path.resolve()))
-    with duckdb.connect(config={"threads": 1}) as connection:  # one thread reads parts in order, and none ahead
-        try:
-            groups = "SELECT DISTINCT row_group_id, row_group_num_rows FROM parquet_metadata(?) ORDER BY ALL"
-            rows = [count for _, count in connection.execute(groups, [name]).fetchall()]
-        except duckdb.Error:
-            return
-        ends = list(accumulate(rows, initial=0))
-        whole, problem = 0, ""
-        broken = len(ends)
-        while broken - whole > 1:  # parts up to `whole` can be read, those up to `broken` cannot
-            middle = (whole + broken) // 2
-            part = f"SELECT max(hash(t)) FROM (SELECT * FROM read_parquet(?) LIMIT {ends[middle]}) AS t"
-            try:
-                connection.execute(part, [name]).fetchall()
-                whole = middle
-            except duckdb.Error as error:
-                broken, problem = middle, str(error).partition("\n")[0]
-    if problem:
-        told = f"is damaged from about this row on ({problem})"
-        raise DataError(told, path=path, line=ends[whole] + 1, fix="write or copy the file again")
 
 
 def _all_of(path: Path) -> str:
@@ -311,7 +279,8 @@ def _csv_lines(file: IO[str], path: Path, usual: str) -> Iterator[tuple[int, lis
             if not names:
                 names = cells = _header(cells, path)
             elif len(cells) != len(names):
-                raise _ragged(path, line, cells, names)
+                cut = ended and problem is None and cells is batch[-1][1] and not last[-1].endswith(("\n", "\r"))
+                raise _ragged(path, line, cells, names, cut)
             yield line, cells
     if problem is not None:
         raise problem
@@ -336,13 +305,14 @@ def _is_unclosed(record: list[str], delimiter: str) -> bool:
     return False
 
 
-def _ragged(path: Path, line: int, cells: list[str], names: list[str]) -> DataError:
+def _ragged(path: Path, line: int, cells: list[str], names: list[str], cut: bool) -> DataError:
+    quotes = "put a cell that holds the delimiter, a quote or a line break into quotes"
     return DataError(
         f"has {len(cells)} cells, the header has {len(names)}",
         path=path,
         line=line,
         value=cells[0],
-        fix="put a cell that holds the delimiter, a quote or a line break into quotes",
+        fix=_CUT if cut and len(cells) < len(names) else quotes,
     )
 
 
@@ -387,7 +357,9 @@ def _json(text: str, path: Path, line: int | None) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         at = error.lineno if line is None else line
-        raise DataError(f"is not JSON: {error.msg}, at character {error.colno}", path=path, line=at) from None
+        fix = None if line is None or text.endswith("\n") else _CUT
+        problem = f"is not JSON: {error.msg}, at character {error.colno}"
+        raise DataError(problem, path=path, line=at, fix=fix) from None
     except RecursionError:
         raise DataError("is JSON nested too deep", path=path, line=line) from None
     except ValueError:  # Python reads no more than some thousands of digits
@@ -420,10 +392,13 @@ def _records(rows: Iterable[tuple[int, dict[str, Any]]], path: Path, names: Iter
 
 def _undecodable_line(path: Path, encoding: str) -> int | None:
     opener = gzip.open if path.suffix.lower() == ".gz" else open
-    with opener(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode(encoding)
-            except UnicodeDecodeError:
-                return number
+    try:
+        with opener(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    line.decode(encoding)
+                except UnicodeDecodeError:
+                    return number
+    except (EOFError, zlib.error):
+        return first_unreadable_line(path)
     return None

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pertinent.data.files import check_exists, kind_of, open_text, read_file, read_file_parts
 from pertinent.data.grades import SCALES, scale_for, scale_named
 from pertinent.data.tables import ITEM_COLUMNS, Table, nearest, plain
-from pertinent.errors import DataError, shorten
+from pertinent.errors import DataError, place_word, shorten
 from pertinent.records import Item, Judgment, Split
 
 Conflicts = Literal["error", "mean"]
@@ -87,8 +87,8 @@ def items_of(table: Table) -> list[Item]:
     seen = dict[str, int]()
     for row, item_id in enumerate(ids):
         if seen.setdefault(item_id, row) != row:
-            first = table.lines[seen[item_id]]
-            raise table.wrong(row, "item_id", f"is on line {first} already", "give every item an id of its own")
+            first = f"{place_word(table.path)} {table.lines[seen[item_id]]}"
+            raise table.wrong(row, "item_id", f"is on {first} already", "give every item an id of its own")
     return [
         Item(item_id, title, description, brand, category, own, image)
         for item_id, title, own, description, brand, category, image in zip(
@@ -294,11 +294,11 @@ def _once(judgments: list[Judgment], table: Table, conflicts: Conflicts) -> list
         if min(grades) != max(grades):
             if conflicts == "error":
                 other = next(row for row in same if judgments[row].grade != first.grade)
+                earlier = f"{place_word(table.path)} {table.lines[same[0]]}"
                 raise table.wrong(
                     other,
                     "grade" if table.has("grade") else "label",
-                    f"disagrees with line {table.lines[same[0]]} about query {shorten(first.query)} "
-                    f"and item {shorten(first.item_id)}",
+                    f"disagrees with {earlier} about query {shorten(first.query)} and item {shorten(first.item_id)}",
                     "remove one of them, or name the raters in a column 'rater'",
                 )
             first = replace(first, grade=sum(grades) / len(grades), label=None)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pertinent.data.files import refuse_damaged
+from pertinent.data.damage import refuse_damaged
 from pertinent.data.readers import read_table_parts
 from pertinent.errors import DataError, PertinentError
 from pertinent.mining.checks import Checked, check_events

@@ -12,6 +12,7 @@ from typing import Any
 
 import ibis
 
+from pertinent.data.damage import refuse_damaged
 from pertinent.data.files import check_exists, read_records
 from pertinent.data.tables import nearest
 from pertinent.errors import DataError, need
@@ -136,6 +137,7 @@ def _refuse_broken(path: Path, time: str) -> None:
     try:
         refuse_far_times(path, time)
     except (OSError, pa.ArrowException) as error:
+        refuse_damaged(path)
         first = str(error).partition("\n")[0]
         raise DataError(f"cannot be read as Parquet: {first}", path=path, fix="write the file again") from None
 

@@ -124,7 +124,7 @@ def test_a_parquet_file_that_is_damaged_within_names_the_first_row_of_the_damage
     data = bytearray(path.read_bytes())
     data[found[0] : found[0] + 90] = b"\xff" * 90
     path.write_bytes(data)
-    told = rf"j\.parquet: line {line}: is damaged from about this row on \(.*\); write or copy the file again"
+    told = rf"j\.parquet: row {line}: is damaged from about this row on \(.*\); write or copy the file again"
     with pytest.raises(DataError, match=told):
         read_table(path)
     with pytest.raises(DataError, match=told):
@@ -144,8 +144,8 @@ def test_a_parquet_file_that_is_damaged_within_names_the_first_row_of_the_damage
         ("j.csv", b"query,title\ncaf\xe9,x\n", "line 2: is not UTF-8 text"),
         ("j.csv.gz", gzip.compress(b"query,title\ncaf\xe9,x\n", mtime=0), "line 2: is not UTF-8 text"),
         ("j.csv.gz", b"query,title\n", "cannot be read: Not a gzipped file"),
-        ("j.csv.gz", gzip.compress(GOOD.encode() * 50, mtime=0)[:-20], "cannot be read: .*; copy the file again"),
-        ("j.parquet", b"PAR1 but not really, PAR1", "cannot be read as Parquet"),
+        ("j.csv.gz", gzip.compress(GOOD.encode() * 50, mtime=0)[:-20], r"line \d+: cannot be read: .*; copy the file"),
+        ("j.parquet", b"PAR1 but not really, PAR1", "row 1: no row can be read, as the table of contents"),
         ("j.xlsx", b"x", "format of 'j.xlsx' is not known; allowed: .csv"),
         ("j.gz", b"x", "format of 'j.gz' is not known"),
         ("j.parquet.gz", b"x", "format of 'j.parquet.gz' is not known"),
@@ -321,7 +321,7 @@ def test_a_grade_of_hundreds_of_digits_is_refused_in_one_line(file):
 
 def test_nan_in_a_parquet_or_json_file_is_refused_as_well(file, tmp_path):
     path = parquet(tmp_path / "j.parquet", "SELECT 'tv' AS query, 'x' AS title, 'nan'::FLOAT AS grade")
-    with pytest.raises(DataError, match="line 1, column 'grade', value nan: is NaN"):
+    with pytest.raises(DataError, match="row 1, column 'grade', value nan: is NaN"):
         read_judgments(path)
     with pytest.raises(DataError, match="is NaN"):
         read_judgments(file('{"query": "tv", "title": "x", "grade": NaN}\n', "j.jsonl"))

@@ -69,7 +69,7 @@ FAR = {
 def test_a_timestamp_that_no_calendar_has_is_named_by_file_and_row(duckdb_engine, tmp_path, name):
     unit, zone, far = FAR[name]
     path = write(tmp_path, time=times(unit, zone, far))
-    told = rf"log.parquet: line 5, column 'time', value '{far} {unit[0]}i.*is in no year from 1 to 9999; mend"
+    told = rf"log.parquet: row 5, column 'time', value '{far} {unit[0]}i.*is in no year from 1 to 9999; mend"
     told = told.replace("ui", "mi")
     with pytest.raises(DataError, match=told):
         read(duckdb_engine, tmp_path, path=path, time_zone="UTC")
@@ -80,14 +80,14 @@ def test_far_timestamps_are_found_in_dictionaries_mapped_columns_and_files_witho
     table = pa.table({"stamp": far.dictionary_encode(), "time": far})
     pq.write_table(table, tmp_path / "log.parquet", row_group_size=2, write_statistics=False)
     for column in ("stamp", "time"):
-        with pytest.raises(DataError, match="line 4, column 'time'"):
+        with pytest.raises(DataError, match="row 4, column 'time'"):
             refuse_far_times(tmp_path / "log.parquet", column)
     refuse_far_times(tmp_path / "log.parquet", "no such column")
 
 
 def test_far_timestamps_are_named_on_every_engine(engine, tmp_path):
     path = write(tmp_path, time=times("ms", "UTC", 9 * 10**18))
-    with pytest.raises(DataError, match="line 5, column 'time', value '9000000000000000000 milliseconds since 1970'"):
+    with pytest.raises(DataError, match="row 5, column 'time', value '9000000000000000000 milliseconds since 1970'"):
         read(engine, tmp_path, path=path)
     # The last second of the calendar, nanoseconds, ids that are floats or decimals, levels as floats, no positions.
     ids = pa.array([1.0, 2.5, 1e30, float("nan"), None, -3.0])
@@ -105,14 +105,14 @@ def test_far_timestamps_are_named_on_every_engine(engine, tmp_path):
 @pytest.mark.parametrize("column", ["item_id", "user_id", "level"])
 def test_an_infinite_id_is_named_by_file_and_row(duckdb_engine, tmp_path, column):
     path = write(tmp_path, **{column: [1.0, 2.0, 3.0, 4.0, float("-inf"), float("inf")]})
-    with pytest.raises(DataError, match=rf"line 5, column '{column}', value '-inf': is no id; store ids as text"):
+    with pytest.raises(DataError, match=rf"row 5, column '{column}', value '-inf': is no id; store ids as text"):
         read(duckdb_engine, tmp_path, path=path)
 
 
 @pytest.mark.parametrize("value", [1e30, -1e300, 2.0**63])
 def test_a_position_that_64_bits_do_not_hold_is_named_by_file_and_row(duckdb_engine, tmp_path, value):
     path = write(tmp_path, position=[0.0, 1.0, 2.0, value, 4.0, 5.0])
-    with pytest.raises(DataError, match=r"line 4, column 'position', value .*: is a whole number of 2147483648 or"):
+    with pytest.raises(DataError, match=r"row 4, column 'position', value .*: is a whole number of 2147483648 or"):
         read(duckdb_engine, tmp_path, path=path)
 
 
@@ -167,7 +167,7 @@ def test_the_broken_file_of_a_folder_is_named(duckdb_engine, tmp_path):
     whole = Path(write(tmp_path)).read_bytes()
     for name, data in {"a": whole, "b": whole[:-9], "c": whole}.items():
         (folder / f"{name}.parquet").write_bytes(data)
-    with pytest.raises(DataError, match=r"b\.parquet: cannot be read as Parquet: "):
+    with pytest.raises(DataError, match=r"b\.parquet: row 1: no row can be read, "):
         read(duckdb_engine, tmp_path, path=str(folder))
     (folder / "b.parquet").write_bytes(b"")
     with pytest.raises(DataError, match=r"b\.parquet: is empty"):
@@ -217,5 +217,5 @@ def test_a_timestamp_beyond_the_calendar_ends_the_command_with_one_line(tmp_path
     assert main(["mine", "--log", path, "--out", str(out), "--json"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
-    assert f"log.parquet: line 5, column 'time', value '{cell} milliseconds since 1970'" in line
+    assert f"log.parquet: row 5, column 'time', value '{cell} milliseconds since 1970'" in line
     assert sorted((file.name, file.read_bytes()) for file in out.glob("*")) == before

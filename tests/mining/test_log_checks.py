@@ -136,7 +136,7 @@ def bad(duckdb_engine, tmp_path_factory):
 @pytest.mark.parametrize("name", [*CHECKS])
 def test_a_check_can_refuse_and_keep(bad, name):
     run, usual = bad
-    with pytest.raises(DataError, match=rf"log.parquet: line \d+: {FOUND[name]} rows are .*{name!r} is set to refuse"):
+    with pytest.raises(DataError, match=rf"log.parquet: row \d+: {FOUND[name]} rows are .*{name!r} is set to refuse"):
         run(**{name: "refuse"})
     if name not in ("negatives", "clicks_without_view"):
         kept = run(**{name: "keep"})

@@ -421,7 +421,7 @@ def test_a_damaged_parquet_file_is_named_and_replaces_nothing(
     assert main(["mine", "--log", "log.parquet", "--items", "items.csv", "--out", "mined", "--json"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
-    assert "log.parquet" in error
+    assert "log.parquet: row 1: " in error
     assert len(error.splitlines()) == 1
     (shop / "log.parquet").write_bytes(before["log.parquet"])
     assert content(shop) == before
