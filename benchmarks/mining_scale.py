@@ -152,6 +152,12 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         print("  ".join(f"{row[name]:>15,}" for name in names))
 
 
+def keep(out: Path, found: dict[str, Any]) -> None:
+    """Write results beside those of the other kind of run that are there."""
+    before = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
+    write_json(out, {**before, **found})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", default="100000,1000000,10000000", help="sizes, comma-separated")
@@ -174,8 +180,7 @@ def main() -> None:
             }
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        before = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {}
-        write_json(options.out, {**before, "spark": found})
+        keep(options.out, {"spark": found})
         print(json.dumps({engine: found[engine]["mining_s"] for engine in ("duckdb", "spark")}))
         return
     rows = []
@@ -200,7 +205,7 @@ def main() -> None:
         "memory_limit_mb": options.limit,
         "runs": rows,
     }
-    write_json(options.out, result)
+    keep(options.out, result)
     print()
     print_table(rows)
     over = [row for row in rows if row["peak_memory_mb"] > options.limit]
