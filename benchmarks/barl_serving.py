@@ -94,9 +94,9 @@ def main() -> None:
         plain = [item for item in ids[2000:] if item not in lists.items_of_query[QUERY]][: args.candidates]
         plain_names = [titles[item] for item in plain]
         report["with neighbors, served"] = timed(lambda: cascade.score(QUERY, chosen, names), args.turns)
-        tokens = pairs.encode_queries([QUERY]), pairs.encode_items(names)
-        looked = cascade._look(QUERY, chosen)
-        report["with neighbors, titles tokenized before"] = timed(lambda: cascade._behave(*tokens, looked), args.turns)
+        looked = cascade.look(QUERY, chosen)
+        tokens = cascade.title_tokens(looked.rows, [])
+        report["with neighbors, looked up before"] = timed(lambda: cascade.views_of(QUERY, looked, tokens), args.turns)
         report["with neighbors, end to end in torch"] = timed(
             lambda: end_to_end(network, pairs, lists, titles, chosen), max(3, args.turns // 10)
         )

@@ -480,6 +480,13 @@ COMMANDS: dict[str, Command] = {
             MODEL,
             Flag("--name", "name", "what requests call the model; left out: its folder's name"),
             Flag("--index", "index", "a folder made by pertinent index, for requests by item id", metavar="FOLDER"),
+            Flag("--behavior", "behavior", "a folder of pertinent behavior: who has neighbors", metavar="FOLDER"),
+            Flag(
+                "--behavior-model",
+                "behavior_model",
+                "the model that it was made with; left out: MODEL itself",
+                metavar="FOLDER",
+            ),
             Flag("--hot-pairs", "cache.hot_pairs", "scores made by pertinent cache, for this model", metavar="FOLDER"),
             Flag(
                 "--redis", "cache.redis", "a cache of scores that replicas share, such as redis://host", metavar="URL"

@@ -114,10 +114,12 @@ class Behavior:
         out: str | Path,
         inputs: Mapping[str, str] | None = None,
         weight: HistoryWeight | None = None,
+        text_version: str | None = None,
     ) -> Self:
         """Encode all lists with a model into a new artifact at ``out``, which is swapped in as a whole.
 
         ``exposures`` counts how often each query and each item was shown. Items without a title are left out.
+        ``weight`` was fitted beside the model of texts of version ``text_version``, and is good for no other.
         """
         artifact = open_artifact(model, kind="model")
         pairs = load_pairs(artifact)
@@ -131,6 +133,7 @@ class Behavior:
             "tokenizer_digest": tokenizer_digest(pairs),
             "slots": engine.slots,
             "width": engine.width,
+            "text_version": None if weight is None else text_version,
         }
         metrics: dict[str, Any] = {}
         with write_artifact(out, KIND, settings, {"model": artifact.version, **(inputs or {})}, metrics) as folder:
@@ -248,6 +251,11 @@ class BehaviorScorer:
         made = open_artifact(behavior, KIND, verify=False)
         if made.config.get("model_version") != artifact.version:
             raise ArtifactError(f"{behavior}: was made with another model than {model}; {_FIX}")
+        fitted = made.config.get("text_version")
+        if fallback is not None and fitted is not None and fitted != fallback.version:
+            raise ArtifactError(
+                f"{behavior}: its history weight was fitted beside another model of texts than {fallback.name}; {_FIX}"
+            )
         weight = HistoryWeight.from_plain(made.json(WEIGHT_FILE)) if made.has(WEIGHT_FILE) else None
         return cls(scorer, open_barl(artifact, scorer.pairs), Behavior.open(behavior), fallback, weight)
 
@@ -255,17 +263,16 @@ class BehaviorScorer:
         """Probabilities of n items, with who gave each. Raises DataError for ids and titles of different number."""
         if len(item_ids) != len(titles):
             raise DataError(f"{len(item_ids)} item ids but {len(titles)} titles; give one title for each")
-        looked = self._look(query, item_ids)
+        looked = self.look(query, item_ids)
         aware, other = np.flatnonzero(looked.aware), np.flatnonzero(~looked.aware)
         scores = np.zeros(len(titles), dtype=np.float32)
         weights = np.zeros(len(titles), dtype=np.float32)
         names = [self.name] * len(titles)
         if len(aware):
-            tokens = self._tokens(query, [titles[row] for row in aware.tolist()])
-            scores[aware] = self.scorer.probabilities(self._behave(*tokens, looked.take(aware)).logit)
-            weights[aware] = 1.0
-            if self.fallback is not None and self.weight is not None:
-                weights[aware] = self._history(looked.take(aware))
+            known = looked.take(aware)
+            found = self.views(query, known, [titles[row] for row in aware.tolist()])
+            scores[aware] = self.scorer.probabilities(found.logit)
+            weights[aware] = self.weights(known) if self.fallback is not None else 1.0
         text = self.fallback or self.scorer
         asked = np.flatnonzero(weights < 1)
         if len(asked):
@@ -280,17 +287,38 @@ class BehaviorScorer:
 
     def known(self, query: str, item_ids: Sequence[str]) -> NDArray[np.bool_]:
         """Which pairs have a neighbor on either side, with the pair itself left out, ``[n]``."""
-        return self._look(query, item_ids).aware
+        return self.look(query, item_ids).aware
 
     def behave(self, query: str, item_ids: Sequence[str], titles: Sequence[str]) -> BarlScores:
         """What BARL-ASe says of n items: logits, gate, and how much each neighbor spoke."""
-        return self._behave(*self._tokens(query, titles), self._look(query, item_ids))
+        return self.views(query, self.look(query, item_ids), titles)
 
-    def _tokens(self, query: str, titles: Sequence[str]) -> tuple[TokenRows, TokenRows]:
-        return self.scorer.pairs.encode_queries([query]), self.scorer.pairs.encode_items(titles)
+    def views(self, query: str, looked: Looked, titles: Sequence[str]) -> BarlScores:
+        """The same of items that were looked up."""
+        known = self.behavior.titles
+        stored = [
+            row if row >= 0 and known[row] == title else -1 for row, title in zip(looked.rows, titles, strict=True)
+        ]
+        fresh = [title for row, title in zip(stored, titles, strict=True) if row < 0]
+        return self.views_of(query, looked, self.title_tokens(np.array(stored, dtype=np.int64), fresh))
 
-    def _behave(self, query: TokenRows, titles: TokenRows, looked: Looked) -> BarlScores:
-        tokens, row, rows, own = (query, titles), looked.row, looked.rows, looked.own
+    def title_tokens(self, rows: Rows, others: Sequence[str]) -> TokenRows:
+        """Tokens of titles: those of rows of the artifact, and for each -1 those of the next of the other titles."""
+        stored, made = np.flatnonzero(rows >= 0), np.flatnonzero(rows < 0)
+        if len(others) != len(made):
+            raise DataError(
+                f"{len(others)} titles for {len(made)} items that are not in the artifact; give one for each"
+            )
+        kept = self.behavior.tokens["items"].take(rows[stored])
+        if not len(made):
+            return kept
+        order = np.argsort(np.concatenate([stored, made]), kind="stable")
+        return TokenRows.joined([kept, self.scorer.pairs.encode_items(others)]).take(order)
+
+    def views_of(self, query: str, looked: Looked, titles: TokenRows) -> BarlScores:
+        """The same from the tokens of the titles."""
+        tokens = self.scorer.pairs.encode_queries([query]), titles
+        row, rows, own = looked.row, looked.rows, looked.own
         items = self._stored("queries", np.array([row]), 1)
         queries = self._stored("items", rows, int(self._lengths("items", rows).max(initial=0)))
         if not own.any():
@@ -313,18 +341,21 @@ class BehaviorScorer:
 
     def explain(self, query: str, item_id: str, title: str) -> Spoken:
         """Who spoke for one pair, and how loud."""
-        found = self.behave(query, [item_id], [title])
-        row, item = self.behavior.queries.get(normalize(query), -1), self.behavior.items.get(item_id, -1)
+        looked = self.look(query, [item_id])
+        return self.spoken(self.views(query, looked, [title]), 0, looked.row, int(looked.rows[0]))
+
+    def spoken(self, found: BarlScores, place: int, row: int, item: int) -> Spoken:
+        """The same of one pair of many, by the rows of its query and item in the artifact (-1: nowhere)."""
         names = list(self.behavior.items), list(self.behavior.queries)
         items = [r for r in self._list("queries", row) if r != item][: self.behavior.slots]
         queries = [r for r in self._list("items", item) if r != row][: self.behavior.slots]
         chosen = [
             Neighbor(names[0][r], self.behavior.titles[r], float(w))
-            for r, w in zip(items, found.item_weights[0], strict=False)
+            for r, w in zip(items, found.item_weights[place], strict=False)
         ]
-        asked = [Neighbor("", names[1][r], float(w)) for r, w in zip(queries, found.query_weights[0], strict=False)]
+        asked = [Neighbor("", names[1][r], float(w)) for r, w in zip(queries, found.query_weights[place], strict=False)]
         loudest = [tuple(sorted(side, key=lambda each: -each.weight)) for side in (chosen, asked)]
-        return Spoken(float(found.gate[0]), float(found.text[0]), float(found.behavior[0]), *loudest)
+        return Spoken(float(found.gate[place]), float(found.text[place]), float(found.behavior[place]), *loudest)
 
     def _split(
         self, tokens: tuple[TokenRows, TokenRows], queries: Encoded, items: Encoded, shared: Encoded, places: Rows
@@ -352,17 +383,24 @@ class BehaviorScorer:
                     joined[name][rows] = value
         return BarlScores(**joined)
 
-    def _history(self, looked: Looked) -> Floats:
-        assert self.weight is not None
+    def weights(self, looked: Looked) -> Floats:
+        """How much BARL-ASe counts beside a model of texts, ``[n]``: all, where no history weight was fitted."""
+        if self.weight is None:
+            return np.asarray(looked.aware, dtype=np.float32)
         exposures, rows = self.behavior.exposures, looked.rows
         asked = int(exposures["queries"][looked.row]) if looked.row >= 0 else 0
         shown = np.zeros(len(rows), dtype=np.int64)
         shown[rows >= 0] = exposures["items"][rows[rows >= 0]]
         return self.weight(np.full(len(rows), asked), shown, looked.item_counts, looked.query_counts)
 
-    def _look(self, query: str, item_ids: Sequence[str]) -> Looked:
-        row, find = self.behavior.queries.get(normalize(query), -1), self.behavior.items.get
-        rows = np.array([find(item_id, -1) for item_id in item_ids], dtype=np.int64)
+    def look(self, query: str, item_ids: Sequence[str]) -> Looked:
+        """Where a query and items stand in the artifact, and how many neighbors are theirs without the pair."""
+        find = self.behavior.items.get
+        return self.look_up(query, np.array([find(item_id, -1) for item_id in item_ids], dtype=np.int64))
+
+    def look_up(self, query: str, rows: Rows) -> Looked:
+        """The same of items by their rows in the artifact, -1 where they are not in it."""
+        row = self.behavior.queries.get(normalize(query), -1)
         chosen, slots = self._list("queries", row), self.behavior.slots
         chose = np.isin(rows, chosen)
         known = np.flatnonzero(rows >= 0)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pertinent.errors import ConfigError, PertinentError, ScoringError
-from pertinent.serving import caching, native, wire
+from pertinent.serving import behavior, caching, native, wire
 from pertinent.serving.access import Keys
 from pertinent.serving.config import ServeConfig
 from pertinent.serving.limits import ClientGone, Limits, Receive, check_head, check_request, read_body
@@ -405,14 +405,16 @@ class App:
         self._say(exchange, served, len(prepared.work), body.query)
         limit = self.config.queue.deadline_ms
         deadline = exchange.started + min(limit, body.deadline_ms or limit) / 1000
+        plan = native.behavior_plan(prepared, served)
         result = await self._unless_gone(
-            exchange, self._scored(served, prepared.work, exchange.key, deadline, body.partial or body.fallback)
+            exchange, self._behaved(served, prepared.work, plan, exchange.key, deadline, body.partial or body.fallback)
         )
         scores, _ = self._scores(result, prepared.blank, served)
+        scores = scores if plan is None else plan.relevance(scores)
         self.metrics.bad("unknown", len(prepared.unknown))
         if not result.scored.all():
             self.metrics.late(partial=True)
-        told = (prepared, result, scores, served, exchange.request_id)
+        told = (prepared, result, scores, served, exchange.request_id, plan)
         if body.fallback and not result.scored.all():
             # Word overlap of thousands of titles, just when the server is late: other requests do not wait for it.
             reply = await asyncio.to_thread(native.reply, *told)
@@ -424,6 +426,18 @@ class App:
     async def _scored(self, served: Served, work: Work, key: str, deadline: float, partial: bool) -> Result:
         caches = self.caches.of(served)
         return await caching.score(self.queue, caches, served, work, key, deadline, partial)
+
+    async def _behaved(
+        self, served: Served, work: Work, plan: behavior.Plan | None, key: str, deadline: float, partial: bool
+    ) -> Result:
+        """As ``_scored``, and pairs with neighbors by the model that reads them."""
+        if plan is None:
+            return await self._scored(served, work, key, deadline, partial)
+
+        async def texts(pairs: NDArray[np.int64]) -> Result:
+            return await self._scored(served, work.take(pairs), key, deadline, partial)
+
+        return await behavior.score(self.queue, plan, len(work), texts, key, deadline, partial)
 
     async def _body(self, exchange: Exchange) -> bytes:
         body = await read_body(exchange.receive, exchange.headers, self.limits)

@@ -16,9 +16,11 @@ class ServeConfig(Config):
     """Settings of ``pertinent serve``.
 
     ``model`` is the default model, under ``name`` or its folder's name; ``models`` and ``indexes`` are more
-    of them by name. ``keys`` are SHA-256 digests of API keys by name, ``keys_file`` has more of them and is
-    read again while the server runs. ``admin_port`` takes metrics, configuration and pages off ``port``.
-    ``watch_seconds`` is how often folders and keys are looked at for new versions, 0 for never.
+    of them by name. ``behavior`` has the neighbors of queries and items of its index, made with
+    ``behavior_model`` (left out: with the default model itself), which scores pairs that have any. ``keys``
+    are SHA-256 digests of API keys by name, ``keys_file`` has more of them and is read again while the server
+    runs. ``admin_port`` takes metrics, configuration and pages off ``port``. ``watch_seconds`` is how often
+    folders and keys are looked at for new versions, 0 for never.
     """
 
     model: str | None = None
@@ -26,6 +28,8 @@ class ServeConfig(Config):
     index: str | None = None
     models: dict[str, str] = {}
     indexes: dict[str, str] = {}
+    behavior: str | None = None
+    behavior_model: str | None = None
     any_model: bool = False
     backend: str | None = None
     threads: int | None = Field(None, ge=1)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pertinent.engine.cascade import best_first, fuse_linear, fuse_tiers, keep_relevant, tiers
 from pertinent.engine.fallback import LEXICAL, lexical_scores
 from pertinent.errors import ArtifactError
+from pertinent.serving.behavior import TOLD, Plan
 from pertinent.serving.limits import Limits, check_documents
 from pertinent.serving.messages import WireError
 from pertinent.serving.queue import Result, Work
@@ -83,8 +84,40 @@ class Filtered(msgspec.Struct, omit_defaults=True):
     beyond_keep: int = 0
 
 
-class Explained(msgspec.Struct):
-    """One item of an answer with all that decided its place; ``index`` is its place in the request."""
+class NeighborItem(msgspec.Struct):
+    """An item that searchers of the query chose, and its share of what was read from all of them."""
+
+    id: str
+    title: str
+    share: float
+
+
+class NeighborQuery(msgspec.Struct):
+    """A query that led to the item, and its share of what was read from all of them."""
+
+    query: str
+    share: float
+
+
+class SpokenBehavior(msgspec.Struct):
+    """What behavior said of one item: ``gate`` is 1 for text alone, neighbors stand loudest first.
+
+    ``weight`` is what the behavior model counts beside the served model.
+    """
+
+    gate: float
+    weight: float
+    text_logit: float
+    behavior_logit: float
+    items: list[NeighborItem]
+    queries: list[NeighborQuery]
+
+
+class Explained(msgspec.Struct, omit_defaults=True):
+    """One item of an answer with all that decided its place; ``index`` is its place in the request.
+
+    ``behavior`` is there where the item or the query has neighbors.
+    """
 
     index: int
     id: int | str
@@ -95,6 +128,7 @@ class Explained(msgspec.Struct):
     retrieval_score: float | None
     ranking_score: float | None
     truncated: bool
+    behavior: SpokenBehavior | None = None
 
 
 class RelevanceReply(msgspec.Struct, omit_defaults=True):
@@ -103,7 +137,8 @@ class RelevanceReply(msgspec.Struct, omit_defaults=True):
     ``index`` is the place in the request. Items that could not be scored are not in the columns: ``unknown``
     has the places of ids that are not in the index, ``unscored`` those that a deadline left out. ``blank``
     has places of texts with nothing in them; they stay, with the lowest relevance. ``scorers`` names who scored
-    each item where that was not the model alone: ``cached``, ``model``, or ``lexical`` for what a deadline left.
+    each item where that was not the model alone: ``cached``, ``model``, ``behavior``, ``behavior+model`` for both by
+    their history, or ``lexical`` for what a deadline left. ``behavior`` is the model that reads neighbors.
     """
 
     request_id: str
@@ -117,6 +152,7 @@ class RelevanceReply(msgspec.Struct, omit_defaults=True):
     timings_ms: dict[str, float]
     tiers: list[int] | None = None
     scorers: list[str] | None = None
+    behavior: str | None = None
     filtered: Filtered | None = None
     partial: bool = False
     scored: int = 0
@@ -178,7 +214,21 @@ def parse(content: bytes) -> tuple[RelevanceBody, int]:
     return read(content, RelevanceBody)
 
 
-def reply(prepared: Prepared, result: Result, relevance: Scores, served: Served, request_id: str) -> RelevanceReply:
+def behavior_plan(prepared: Prepared, served: Served) -> Plan | None:
+    """Which pairs of a request have neighbors; None where none has, or texts came without ids."""
+    if served.neighbors is None or prepared.work.rows is None:
+        return None
+    return served.neighbors.plan(prepared.body.query, prepared.work.rows, prepared.body.explain)
+
+
+def reply(
+    prepared: Prepared,
+    result: Result,
+    relevance: Scores,
+    served: Served,
+    request_id: str,
+    plan: Plan | None = None,
+) -> RelevanceReply:
     """The answer. ``relevance`` are the probabilities of the result's pairs, finite, ``[known]``."""
     body, places = prepared.body, prepared.places
     done = np.flatnonzero(result.scored)
@@ -197,7 +247,7 @@ def reply(prepared: Prepared, result: Result, relevance: Scores, served: Served,
     if body.top is not None:
         order = order[: body.top]
     index = places[order]
-    scorers = _scorers(result, done[order])
+    scorers = _scorers(result, done[order], plan)
     answer = RelevanceReply(
         request_id=request_id,
         model=served.name,
@@ -210,6 +260,7 @@ def reply(prepared: Prepared, result: Result, relevance: Scores, served: Served,
         timings_ms={name: round(1000 * value, 3) for name, value in result.seconds.items()},
         tiers=None if levels is None else levels[order].tolist(),
         scorers=scorers,
+        behavior=None if plan is None else plan.name,
         filtered=filtered,
         partial=not bool(result.scored.all()),
         scored=len(done),
@@ -223,14 +274,35 @@ def reply(prepared: Prepared, result: Result, relevance: Scores, served: Served,
         cut = np.concatenate([cut, _append_lexical(prepared, answer, result, served)])
     if body.explain:
         answer.items = _explained(prepared, answer, cut, served)
+        if plan is not None:
+            pair_of = dict(zip(prepared.places.tolist(), range(len(prepared.places)), strict=True))
+            for item in answer.items:
+                item.behavior = _spoken(plan, pair_of[item.index])
     return answer
 
 
-def _scorers(result: Result, rows: Rows) -> list[str] | None:
-    """Who scored the given pairs; None where no cache was asked."""
-    if result.cached is None:
+def _scorers(result: Result, rows: Rows, plan: Plan | None) -> list[str] | None:
+    """Who scored the given pairs; None where no cache was asked and no pair has neighbors."""
+    if result.cached is None and plan is None:
         return None
-    return [CACHED if was else MODEL for was in result.cached[rows]]
+    cached = np.zeros(len(result.scored), dtype=np.bool_) if result.cached is None else result.cached
+    names = [CACHED if was else MODEL for was in cached]
+    names = names if plan is None else plan.names(names)
+    return [names[row] for row in rows]
+
+
+def _spoken(plan: Plan, pair: int) -> SpokenBehavior | None:
+    said = plan.spoken(pair)
+    if said is None:
+        return None
+    return SpokenBehavior(
+        said.gate,
+        plan.weight_of(pair),
+        said.text_logit,
+        said.behavior_logit,
+        [NeighborItem(each.item_id, each.text, each.weight) for each in said.items[:TOLD]],
+        [NeighborQuery(each.text, each.weight) for each in said.queries[:TOLD]],
+    )
 
 
 def _append_lexical(prepared: Prepared, answer: RelevanceReply, result: Result, served: Served) -> NDArray[np.bool_]:

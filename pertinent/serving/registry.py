@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pertinent.artifact import MANIFEST, open_artifact
+from pertinent.engine.behavior import BehaviorScorer
 from pertinent.engine.cache import score_stamp
 from pertinent.engine.hot_pairs import HotPairs
 from pertinent.engine.index import ItemIndex
@@ -22,6 +23,7 @@ from pertinent.engine.scorer import Scorer
 from pertinent.errors import ConfigError, PertinentError
 from pertinent.folders import shipped_folder
 from pertinent.lexicon.token_cache import TokenCache
+from pertinent.serving.behavior import Neighbors
 from pertinent.serving.messages import WireError
 
 _log = logging.getLogger(__name__)
@@ -40,6 +42,8 @@ class Source:
     threads: int | None = None
     hot_pairs: Path | None = None
     token_mb: float = 0.0
+    behavior: Path | None = None
+    behavior_model: Path | None = None  # None is the served model itself
 
     def open(self, first: bool = True) -> Served:
         """The model and its index, checked, golden scores included. Raises ArtifactError, ConfigError.
@@ -53,7 +57,19 @@ class Source:
         index = None if self.index is None else ItemIndex.open(self.index, scorer.pairs)
         if self.token_mb:
             scorer.pairs.cache = TokenCache(int(self.token_mb * 2**20))
-        return Served(self.name, scorer, index, thresholds, self._hot(scorer, first))
+        neighbors = self._neighbors(scorer, index)
+        return Served(self.name, scorer, index, thresholds, self._hot(scorer, first), neighbors)
+
+    def _neighbors(self, scorer: Scorer, index: ItemIndex | None) -> Neighbors | None:
+        if self.behavior is None:
+            return None
+        if index is None:
+            raise ConfigError(f"model {self.name}: behavior is known by item id; give the index of the items too")
+        own = self.behavior_model is None or self.behavior_model == self.model
+        folder = self.model or shipped_folder() if own else self.behavior_model
+        reads = scorer if own else Scorer.load(folder, backend=self.backend, threads=self.threads)
+        cascade = BehaviorScorer.load(str(folder), self.behavior, fallback=scorer, scorer=reads)
+        return Neighbors.beside(cascade, index)
 
     def _hot(self, scorer: Scorer, first: bool) -> HotPairs | None:
         if self.hot_pairs is None:
@@ -68,7 +84,8 @@ class Source:
     def stamp(self) -> tuple[tuple[int, int, int], ...]:
         """Something that changes with the content of the folders."""
         stamps = []
-        for folder in (self.model or shipped_folder(), self.index, self.hot_pairs):
+        folders = (self.model or shipped_folder(), self.index, self.hot_pairs, self.behavior, self.behavior_model)
+        for folder in folders:
             if folder is not None:
                 try:
                     stat = (folder / MANIFEST).stat()
@@ -87,12 +104,18 @@ class Served:
     index: ItemIndex | None = None
     thresholds: Mapping[str, Any] | None = None
     hot: HotPairs | None = None
+    neighbors: Neighbors | None = None
     loaded: float = field(default_factory=time.time)
 
     @property
     def version(self) -> str:
-        """The version of the model's content; with an index, that of both."""
-        return self.scorer.version if self.index is None else f"{self.scorer.version}-{self.index.version}"
+        """The version of the model's content; with an index, or behavior beside it, that of all of them."""
+        parts = [self.scorer.version]
+        if self.index is not None:
+            parts.append(self.index.version)
+        if self.neighbors is not None:
+            parts.append(self.neighbors.scorer.behavior.version)
+        return "-".join(parts)
 
 
 class Registry:

@@ -100,6 +100,10 @@ def check(config: ServeConfig) -> None:
         )
     if config.cache.hot_pairs is not None and config.models and config.model is None and config.index is None:
         raise ConfigError("hot_pairs are for the default model, and only others are served; give a MODEL")
+    if config.behavior is not None and config.index is None:
+        raise ConfigError("behavior is known by item id: give --index too")
+    if config.behavior_model is not None and config.behavior is None:
+        raise ConfigError("behavior_model is what behavior was made with: give --behavior too")
     unknown = set(config.indexes) - set(config.models)
     if unknown:
         raise ConfigError(f"indexes.{min(unknown)}: there is no such model; models: {', '.join(config.models) or '-'}")
@@ -114,7 +118,8 @@ def sources(config: ServeConfig) -> list[Source]:
         name = config.name or ("pertinent" if model is None else model.resolve().name)
         index = None if config.index is None else Path(config.index)
         hot = None if config.cache.hot_pairs is None else Path(config.cache.hot_pairs)
-        found.append(Source(name, model, index, config.backend, threads, hot, config.cache.token_mb))
+        behavior = [None if folder is None else Path(folder) for folder in (config.behavior, config.behavior_model)]
+        found.append(Source(name, model, index, config.backend, threads, hot, config.cache.token_mb, *behavior))
     for name, folder in config.models.items():
         if found and name == found[0].name:
             raise ConfigError(f"models.{name}: the default model has this name too; give it another with --name")
