@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from pertinent.mining.stages import Stages
 
 _CHUNK = 100_000
+# What to do about a log without queries, where it is not to say which part of an address holds them.
+_QUERY_FIXES = {
+    "table": "name its column (--columns yours=query)",
+    "ubi": "give the records of queries too (log.queries beside log.events, or the folder of both)",
+}
 
 
 def read_events(stages: Stages, config: MineConfig, known: Mapping[int, int]) -> dict[str, Any]:
@@ -49,7 +54,7 @@ def _read_new(stages: Stages, config: MineConfig, items: Table | None, known: Ma
     checked = check_events(stages.connection, raw, items, config.checks, gap, raw_files, known)
     stages.table("events", lambda: checked.events, [])
     found = {"notes": raw.notes, "told": raw.warnings(), "checks": checked.counts, "latest": checked.latest}
-    found["warnings"] = _log_warnings(raw, checked)
+    found["warnings"] = _log_warnings(raw, checked) + _no_query_warning(config, checked)
     stages.json("log", lambda: found)
     shutil.rmtree(raw_files)
 
@@ -70,6 +75,19 @@ def _log_warnings(raw: RawLog, checked: Checked) -> list[str]:
         fix = "give views the search_id, or the user, session and query, of their clicks"
     meaning = "click-through is 1 everywhere, neighbors and position curve mean nothing"
     return [*warnings, f"{problem}: {meaning}; {fix}"]
+
+
+def _no_query_warning(config: MineConfig, checked: Checked) -> list[str]:
+    """A warning where nobody searched in the whole log."""
+    events = checked.events
+    rows = _count(events)
+    if not rows or _count(events.filter(events["query"] != "")):
+        return []
+    fix = _QUERY_FIXES.get(config.log.format, "say where it is (log.query_parameters, log.query_pattern)")
+    return [
+        f"none of {rows:,} events has a query: only sequences are mined, what is about queries stays empty; "
+        f"if the log has the query, {fix}"
+    ]
 
 
 def _count(table: Table) -> int:

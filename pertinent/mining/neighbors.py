@@ -175,6 +175,8 @@ def small_log_warning(found: Coverage, config: NeighborConfig) -> str | None:
     """
     if found.queries_with > 0 and found.share >= config.warn_below:
         return None
+    if not found.pairs:
+        return f"no neighbors: no item was shown for a query in the last {config.days} days"
     better = max(((n, kept) for n, kept in found.kept_at.items() if kept > found.kept), default=None)
     advice = (
         f"with neighbors.min_exposures={better[0]} it would be {better[1]:,} pairs instead of {found.kept:,}"

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -362,6 +363,20 @@ def test_events_too_old_to_be_kept_are_counted(made: Path, shop: Path, caplog: p
 
 
 # ---------------------------------------------------------------- small, empty, hostile
+
+
+def test_a_log_in_which_nobody_searched_says_that_and_nothing_else(
+    shop: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_log(shop / "silent.parquet", [{**row, "query": ""} for row in day_rows(0)])
+    made = mine(settings("silent.parquet"))
+    events = made.metrics["events"]
+    told = f"none of {events:,} events has a query: only sequences are mined, .*; if the log has .* name its column"
+    assert re.search(told, caplog.text)
+    assert "no neighbors: no item was shown for a query" in caplog.text
+    assert "min_exposures" not in caplog.text
+    assert made.metrics["users_with_sequence"] > 0
+    assert made.metrics["queries"] == 0
 
 
 def test_a_small_log_is_warned_about_in_log_and_report(shop: Path, caplog: pytest.LogCaptureFixture) -> None:

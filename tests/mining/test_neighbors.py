@@ -440,4 +440,6 @@ def test_a_small_log_is_told_what_to_change(engine):
 def test_an_empty_window_is_a_small_log(duckdb_engine):
     seen = coverage(table(duckdb_engine, DAILY, []), 2, NeighborConfig())
     assert seen.share == 0
-    assert "lower neighbors.min_exposures" in str(small_log_warning(seen, NeighborConfig()))
+    assert str(small_log_warning(seen, NeighborConfig())).startswith("no neighbors: no item was shown for a query")
+    few = seen._replace(pairs=3, queries=1)
+    assert "lower neighbors.min_exposures" in str(small_log_warning(few, NeighborConfig()))
