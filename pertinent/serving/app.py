@@ -25,7 +25,7 @@ from pertinent.errors import ConfigError, PertinentError, ScoringError
 from pertinent.serving import behavior, caching, native, wire
 from pertinent.serving.access import Keys
 from pertinent.serving.config import ServeConfig
-from pertinent.serving.limits import ClientGone, Limits, Receive, check_head, check_request, read_body
+from pertinent.serving.limits import ClientGone, Limits, Receive, Sizes, check_head, check_request, read_body
 from pertinent.serving.messages import Answer, ErrorShape, Request, WireError
 from pertinent.serving.openapi import openapi_document
 from pertinent.serving.queue import Closed, DeadlinePassed, Refused, Result, ScoringQueue, Work, running_threads
@@ -157,6 +157,7 @@ class App:
         self._keys = Keys(config.keys, config.keys_file)
         self._reloading = asyncio.Lock()
         self._watcher: asyncio.Task[None] | None = None
+        self._sizes, self._urgent = Sizes(), 0  # what is known of bodies that have not been read
         self._exact, self._templates = self._routes()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -376,11 +377,14 @@ class App:
 
     def _rerank(self, route: wire.Route) -> Handler:
         async def handle(exchange: Exchange, values: dict[str, str]) -> Reply:
+            self._check_room(exchange, self.config.queue.deadline_ms)
             body = await self._body(exchange)
             request = wire.parse(route, body, wire.clean_path(exchange.scope["path"]))
             dialect = wire.DIALECTS[request.dialect]
             exchange.dialect, exchange.shape = dialect.name, dialect.errors
             check_request(request, self.limits)
+            self._sizes.note(exchange.route, len(body), len(request.documents))
+            self._urgent = min(self._urgent, request.priority)
             served = self.models.get(request.model)
             self._say(exchange, served, len(request.documents), request.query)
             work = _work(request, served)
@@ -399,9 +403,12 @@ class App:
 
     async def _relevance(self, exchange: Exchange, values: dict[str, str]) -> Reply:
         exchange.dialect = "relevance"
-        body, repaired = native.parse(await self._body(exchange))
+        self._check_room(exchange, None)  # it may ask for a partial answer, which no deadline stands against
+        content = await self._body(exchange)
+        body, repaired = native.parse(content)
         served = self.models.get(body.model)
         prepared = native.prepare(body, served, self.limits, repaired)
+        self._sizes.note(exchange.route, len(content), len(prepared.work))
         self._say(exchange, served, len(prepared.work), body.query)
         limit = self.config.queue.deadline_ms
         deadline = exchange.started + min(limit, body.deadline_ms or limit) / 1000
@@ -438,6 +445,13 @@ class App:
             return await self._scored(served, work.take(pairs), key, deadline, partial)
 
         return await behavior.score(self.queue, plan, len(work), texts, key, deadline, partial)
+
+    def _check_room(self, exchange: Exchange, deadline_ms: int | None) -> None:
+        """Raises Refused before a long body is read, where the queue would refuse what must be in it."""
+        pairs = self._sizes.least(exchange.route, exchange.header(b"content-length"))
+        if pairs:
+            time_left = None if deadline_ms is None else deadline_ms / 1000
+            self.queue.check_room(pairs, exchange.key, self._urgent, time_left)
 
     async def _body(self, exchange: Exchange) -> bytes:
         body = await read_body(exchange.receive, exchange.headers, self.limits)

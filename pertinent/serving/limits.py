@@ -23,6 +23,9 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Headers = list[tuple[bytes, bytes]]
 
 _STEP = 65_536
+_FADING = 0.95
+# Bodies differ: of the documents that a new one would have by the others' size, so many are counted on.
+_SURE = 0.5
 # What RFC 8878 asks of every decoder; larger windows are refused, as they take that much memory each.
 _MAX_WINDOW = 2**23
 _JSON = re.compile(r"application/(?:[\w.+-]+\+)?json", re.ASCII)
@@ -46,6 +49,31 @@ class Limits(Config):
     write_seconds: float = Field(30.0, gt=0)
     idle_seconds: float = Field(75.0, gt=0)
     connections: int = Field(4_096, ge=1)
+
+
+class Sizes:
+    """How long the bodies of a route are by document, to know of a new one how many it has before it is read."""
+
+    def __init__(self) -> None:
+        self._bytes: dict[str, float] = {}  # by route, of a document; the past fades
+
+    def note(self, route: str, size: int, documents: int) -> None:
+        """A body was so long and had so many documents."""
+        if documents:
+            before = self._bytes.get(route, size / documents)
+            self._bytes[route] = _FADING * before + (1 - _FADING) * size / documents
+
+    def least(self, route: str, length: bytes) -> int:
+        """How many documents a body of a stated length surely has; 0 where that is not known or it is soon read.
+
+        >>> sizes = Sizes()
+        >>> sizes.note("/rerank", 5_000, 50)
+        >>> sizes.least("/rerank", b"200000"), sizes.least("/rerank", b"900"), sizes.least("/score", b"200000")
+        (1000, 0, 0)
+        """
+        size = int(length) if length.isdigit() and len(length) < 16 else 0
+        known = self._bytes.get(route)
+        return int(size / known * _SURE) if known and size > _STEP else 0
 
 
 class ClientGone(Exception):

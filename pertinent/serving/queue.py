@@ -318,6 +318,11 @@ class ScoringQueue:
         with self._ready:
             return self._ahead(pairs, "", 0, self._due(pairs, time.monotonic()))
 
+    def check_room(self, pairs: int, key: str, priority: int, time_left: float | None) -> None:
+        """Raises Refused where a job of so many pairs would be refused now."""
+        with self._ready:
+            self._admit(pairs, key, priority, self._due(pairs, time.monotonic()), time_left)
+
     @property
     def waiting(self) -> tuple[int, int, float]:
         """Requests and pairs that are not done, and the age of the oldest in seconds."""
@@ -375,7 +380,8 @@ class ScoringQueue:
                 job.over = True
                 done(job)
                 return job
-            self._admit(job, None if deadline is None or partial else deadline - job.submitted)
+            time_left = None if deadline is None or partial else deadline - job.submitted
+            self._admit(size, key, work.priority, job.due, time_left)
             if not any(other.key == key for other in self._jobs):
                 # A key that comes back starts level with the others: it neither saved up nor owes anything.
                 active = {other.key for other in self._jobs}
@@ -386,17 +392,17 @@ class ScoringQueue:
             self._ready.notify_all()
         return job
 
-    def _admit(self, job: Job, time_left: float | None) -> None:
+    def _admit(self, size: int, key: str, priority: int, due: float, time_left: float | None) -> None:
         if not self._jobs:
             return
-        config, work, size, key = self.config, job.work, len(job.work), job.key
+        config = self.config
         whole = self._seconds(self._pairs)
         retry = min(max(whole, 1.0), 60.0)
         if len(self._jobs) >= config.max_requests:
             raise Refused("requests", f"{len(self._jobs)} requests wait already; come again later", retry)
         if self._pairs + size > config.max_pairs:
             raise Refused("pairs", f"{self._pairs} pairs wait already; come again later", retry)
-        ahead = self._ahead(size, key, work.priority, job.due)
+        ahead = self._ahead(size, key, priority, due)
         if ahead > config.max_wait_ms / 1000:
             raise Refused("wait", f"the wait would be some {ahead:.1f} s; come again later", retry)
         needed = ahead + self._seconds(size)
@@ -570,9 +576,10 @@ class ScoringQueue:
                 self._ready.notify_all()
 
     def _compute(self, batch: list[tuple[Job, _Piece]]) -> None:
-        before = time.perf_counter()
+        before, used = time.perf_counter(), time.thread_time()
         try:
             logits = self._forward(batch)
+            self._keep_pace(batch, time.thread_time() - used)
         except Exception as error:
             if len(batch) > 1:  # one of them may be at fault: find out which
                 for part in batch:
@@ -620,8 +627,17 @@ class ScoringQueue:
         rows = np.arange(sum(len(piece.rows) for _, piece in batch))
         return job.scorer.forward(TokenRows.joined(queries), rows, TokenRows.joined(items), rows)
 
+    def _keep_pace(self, batch: list[tuple[Job, _Piece]], used: float) -> None:
+        """Note what a batch took of its thread's processor; waiting for it says nothing about sizes."""
+        if batch[0][0].work.compute is not None:
+            return  # a function's work is not measured in tokens
+        with self._ready:
+            seconds, tokens = self._pace.get(batch[0][0].scorer, (0.0, 0.0))
+            now = sum(piece.tokens for _, piece in batch)
+            self._pace[batch[0][0].scorer] = (seconds * _FADING + used, tokens * _FADING + now)
+
     def _tokens_at_once(self, scorer: Scorer) -> int:
-        """How many tokens of pairs take some ``_BATCH_SECONDS`` on one thread."""
+        """How many tokens of pairs take some ``_BATCH_SECONDS`` of one thread."""
         seconds, tokens = self._pace.get(scorer, (0.0, 0.0))
         return min(max(int(_BATCH_SECONDS * tokens / seconds), _LEAST_TOKENS), _MOST_TOKENS) if seconds else MAX_TOKENS
 
@@ -642,9 +658,6 @@ class ScoringQueue:
                         self._finish(job, None)
                 place += count
             self._spent = (self._spent[0] * _FADING, self._spent[1] * _FADING + size)
-            before, tokens = self._pace.get(batch[0][0].scorer, (0.0, 0.0))
-            now = sum(piece.tokens for _, piece in batch)
-            self._pace[batch[0][0].scorer] = (before * _FADING + seconds, tokens * _FADING + now)
         if self._observer is not None:
             width = max(p.query_width for _, p in batch) + max(p.item_width for _, p in batch)
             self._observer.batch(size, sum(p.tokens for _, p in batch), size * width, len(batch))

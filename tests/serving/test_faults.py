@@ -208,6 +208,31 @@ def test_overload_is_shed_at_once_and_what_is_taken_is_answered(speed_scorer: An
     assert server.app.queue.waiting[:2] == (0, 0)
 
 
+def test_a_long_body_is_refused_before_it_comes_and_the_connection_goes_on(
+    speed_scorer: Any, start: Callable[..., Any]
+) -> None:
+    scorer = speed_scorer(seconds=1e-5)
+    server = start(scorer, queue={"max_pairs": 1_500})
+    long = json.dumps({"query": "usb", "documents": [f"tea {n}".ljust(100) for n in range(1_000)]}).encode()
+    assert server.client.post("/v2/rerank", content=long, headers=JSON).status_code == 200  # sizes are known now
+    scorer.backend.hold.clear()
+    waiting = threading.Thread(
+        target=server.client.post, args=("/v2/rerank",), kwargs={"content": long, "headers": JSON}
+    )
+    waiting.start()
+    while not server.app.queue.waiting[0]:
+        time.sleep(0.01)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        connection.sendall(head(2 * len(long)))
+        answer = connection.recv(65_536)
+        assert status(answer) == 429 and b"retry-after-ms" in answer and b"connection: close" not in answer.lower()
+        scorer.backend.hold.set()
+        waiting.join()
+        connection.sendall(long + b" " * len(long) + head() + BODY)
+        assert status(connection.recv(65_536)) == 200
+    assert server.app.queue.waiting[:2] == (0, 0)
+
+
 class Holes:
     """A backend that gives no number for pairs with a given token."""
 
