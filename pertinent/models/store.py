@@ -20,7 +20,7 @@ from pertinent.models.weights import WeightsType, load_weights, pack, unpack
 from pertinent.text import JOINT
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 WEIGHTS_FILE = "model.safetensors"
 MODEL_FILE = "model.json"
@@ -76,6 +76,25 @@ def rounded(network: nn.Module, dtype: WeightsType) -> nn.Module:
     network = copy.deepcopy(network)
     _load_arrays(network, unpack(pack(_arrays(network), dtype)))
     return network
+
+
+def straight_through(network: nn.Module, dtype: WeightsType, still: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The network's parameters by name, as ``rounded`` would give them, for a pass that trains them.
+
+    A gradient passes the rounding as if it were not there: it moves the weights themselves, which
+    reach the next step of their type in their own time. What is not trained is rounded once, and
+    kept in ``still`` for the next call.
+    """
+    weights = dict(network.named_parameters())
+    moved = {name: weight for name, weight in weights.items() if name not in still}
+    stored = unpack(pack({name: weight.detach().to("cpu").numpy() for name, weight in moved.items()}, dtype))
+    for name, weight in moved.items():
+        value = weight.new_tensor(stored[name])
+        if weight.requires_grad:
+            weights[name] = weight + (value - weight.detach())
+        else:
+            still[name] = value
+    return {**weights, **still}
 
 
 def rewired(network: nn.Module, wiring: Mapping[str, Any]) -> nn.Module:

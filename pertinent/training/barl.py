@@ -16,7 +16,7 @@ from pertinent.objectives.contrastive import neighbor_target
 from pertinent.objectives.mutual import mutual_views
 from pertinent.objectives.spec import ViewLosses, needs_groups
 from pertinent.training.collate import BatchPlan, TrainingSet, network_inputs
-from pertinent.training.fit import FREE_TO_CHANGE, FitConfig, FitResult, run_loop
+from pertinent.training.fit import FREE_TO_CHANGE, FitConfig, FitResult, frozen, run_loop
 from pertinent.training.trainer import Trainee, Trainer, has_both
 
 if TYPE_CHECKING:
@@ -114,6 +114,8 @@ def fit_views(
         raise DataError("the training set has no neighbors", fix="make it with a NeighborHistory")
     if config.adversarial is not None:
         raise ConfigError("adversarial: is not made for networks with two views; leave it out")
+    if config.round_weights is not None:
+        raise ConfigError("round_weights: is not made for networks with two views; leave it out")
     started = time.perf_counter()
     plan = BatchPlan(
         training.size_keys,
@@ -127,7 +129,7 @@ def fit_views(
     choose = validation is not None and has_both(validation.relevant)
 
     def make_trainer(*parts: Any) -> ViewTrainer:
-        known = (network, pairs, training, validation, plan, config.objective, None, None, choose)
+        known = (network, pairs, training, validation, plan, config.objective, None, None, choose, None)
         return ViewTrainer(*known, *parts, losses=losses)
 
     fields = set(FitConfig.model_fields) - FREE_TO_CHANGE
@@ -138,7 +140,8 @@ def fit_views(
         "validation pairs": None if validation is None else validation.fingerprint(),
     }
     validates = validation is not None and len(validation) > 0
-    return run_loop(network, config, plan, make_trainer, validates, identity, folder, resume, title, started)
+    with frozen(network, config.frozen):
+        return run_loop(network, config, plan, make_trainer, validates, identity, folder, resume, title, started)
 
 
 def history_before(mined: str | Path, days: Sequence[int], titles: Mapping[str, str], keep: int) -> NeighborHistory:

@@ -22,6 +22,7 @@ from pydantic import Field, field_validator, model_validator
 from pertinent.config import Config
 from pertinent.errors import ConfigError, DataError, MissingExtraError, need
 from pertinent.lexicon.pairs import PairTokenizer
+from pertinent.models.weights import WeightsType
 from pertinent.objectives.spec import Adversary, Objective, Softmax, needed_column, needs_groups
 from pertinent.training import checkpoints
 from pertinent.training.collate import BatchPlan, TrainingSet
@@ -77,12 +78,16 @@ class FitConfig(LoopConfig):
 
     Losses over the items of a query see at most ``group_limit`` of them together. ``adversarial``
     makes a step several passes: ``cat``, ``at``, ``kl``, ``r_drop`` or ``freelb``, or one of them with
-    its settings; each applies the whole ``objective`` to its passes.
+    its settings; each applies the whole ``objective`` to its passes. Parameters whose names begin with
+    one of ``frozen`` stay as they are. With ``round_weights`` each step sees the weights as that type
+    stores them, and its gradient moves those that are not rounded (a straight-through estimate).
     """
 
     objective: tuple[Objective, ...] = Field((Softmax(),), min_length=1)
     adversarial: Adversary | None = None
     group_limit: int = Field(16, ge=2)
+    frozen: tuple[str, ...] = ()
+    round_weights: WeightsType | None = None
 
     @field_validator("objective", mode="before")
     @classmethod
@@ -171,7 +176,17 @@ def fit(
 
         choose = validation is not None and has_both(validation.relevant)
         return Trainer(
-            network, pairs, training, validation, plan, config.objective, config.adversarial, negatives, choose, *parts
+            network,
+            pairs,
+            training,
+            validation,
+            plan,
+            config.objective,
+            config.adversarial,
+            negatives,
+            choose,
+            config.round_weights,
+            *parts,
         )
 
     fields = set(FitConfig.model_fields) - FREE_TO_CHANGE
@@ -183,7 +198,8 @@ def fit(
     if negatives is not None:
         identity["negatives"] = negatives.each
     validates = validation is not None and len(validation) > 0
-    result = run_loop(network, config, plan, make_trainer, validates, identity, folder, resume, title, started)
+    with frozen(network, config.frozen):
+        result = run_loop(network, config, plan, make_trainer, validates, identity, folder, resume, title, started)
     if config.adversarial is None:
         return result
     from pertinent.training.adversarial import fold_heat
@@ -192,6 +208,33 @@ def fit(
     if heat != 1.0:
         fold_heat(network, heat)
     return replace(result, inverse_temperature=heat)
+
+
+@contextmanager
+def frozen(network: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """A block in which the parameters whose names begin with one of ``names`` are not trained.
+
+    Raises ConfigError for a name that no parameter begins with, and where nothing would be left to train.
+    """
+    parameters = dict(network.named_parameters())
+    for name in names:
+        if not any(f"{known}.".startswith(f"{name}.") for known in parameters):
+            parts = sorted({known.partition(".")[0] for known in parameters})
+            raise ConfigError(f"frozen: no parameter is called {name}; names begin with {', '.join(parts)}")
+    held = [
+        parameter
+        for known, parameter in parameters.items()
+        if parameter.requires_grad and any(f"{known}.".startswith(f"{name}.") for name in names)
+    ]
+    if held and len(held) == sum(parameter.requires_grad for parameter in parameters.values()):
+        raise ConfigError(f"frozen: {', '.join(names)} leaves nothing to train; name fewer")
+    for parameter in held:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in held:
+            parameter.requires_grad_(True)
 
 
 def run_loop(

@@ -26,6 +26,8 @@ from pertinent.errors import ArtifactError, TrainingError
 from pertinent.evaluation.metrics import auc
 from pertinent.lexicon.pairs import PairTokenizer
 from pertinent.models.blocks import relevance_logit
+from pertinent.models.store import rounded, straight_through
+from pertinent.models.weights import WeightsType
 from pertinent.objectives.spec import Adversary, Objective, Targets, loss_names, objective_loss
 from pertinent.training import checkpoints
 from pertinent.training.adversarial import adversarial_step
@@ -38,14 +40,22 @@ EVALUATION_BATCH = 256
 
 
 class Trainee(nn.Module):
-    """The network as the Trainer sees it. It keeps our frozen config out of the Trainer's reach."""
+    """The network as the Trainer sees it. It keeps our frozen config out of the Trainer's reach.
 
-    def __init__(self, network: nn.Module) -> None:
+    With ``round_weights`` it computes with the weights as that type stores them.
+    """
+
+    def __init__(self, network: nn.Module, round_weights: WeightsType | None = None) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.round_weights = network, round_weights
+        self._still: dict[str, Tensor] = {}
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.network(*network_inputs(batch))
+        inputs = tuple(network_inputs(batch))
+        if self.round_weights is None:
+            return self.network(*inputs)
+        weights = straight_through(self.network, self.round_weights, self._still)
+        return cast(Tensor, torch.func.functional_call(self.network, weights, inputs))
 
 
 class PlannedTrainer(HuggingFaceTrainer):
@@ -167,6 +177,7 @@ class Trainer(PlannedTrainer):
         adversarial: Adversary | None,
         negatives: BatchNegatives | None,
         select_by_auc: bool,
+        round_weights: WeightsType | None,
         arguments: TrainingArguments,
         optimizers: tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR],
         callbacks: list[TrainerCallback],
@@ -176,8 +187,11 @@ class Trainer(PlannedTrainer):
         self.objective: Sequence[Objective] = objective
         self.adversarial: Adversary | None = adversarial
         self.names, self.select_by_auc = loss_names(objective), select_by_auc
+        self.round_weights: WeightsType | None = round_weights
         rows = BatchRows(examples, pairs, negatives)
-        super().__init__(self.trainee_class(network), rows, plan, arguments, optimizers, callbacks, broken_batch)
+        super().__init__(
+            self.trainee_class(network, round_weights), rows, plan, arguments, optimizers, callbacks, broken_batch
+        )
 
     def compute_loss(
         self,
@@ -211,7 +225,8 @@ class Trainer(PlannedTrainer):
         """The objective on all validation pairs at once, each loss by name, and the AUC where it exists."""
         examples = self.validation
         assert examples is not None
-        logits = torch.from_numpy(all_logits(self.network, self.pairs, examples, EVALUATION_BATCH))  # [pairs, labels]
+        network = self.network if self.round_weights is None else rounded(self.network, self.round_weights)
+        logits = torch.from_numpy(all_logits(network, self.pairs, examples, EVALUATION_BATCH))  # [pairs, labels]
         if self.adversarial is not None:
             logits = logits * self.adversarial.heat(self.progress)
         targets = {name: torch.from_numpy(getattr(examples, name)) for name in ("relevant", "grade", "teacher")}

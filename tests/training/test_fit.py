@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional as F
 
 from pertinent.errors import ArtifactError, ConfigError, DataError, TrainingError
 from pertinent.lexicon.pairs import PairTokenizer
 from pertinent.models.blocks import relevance_logit
 from pertinent.models.ei_src import EiSRC
+from pertinent.models.store import rounded, straight_through
 from pertinent.objectives.spec import MarginMSE, Softmax, SoftTarget
 from pertinent.training import checkpoints
 from pertinent.training.collate import TrainingSet, collate, network_inputs
@@ -108,6 +110,51 @@ def test_the_last_weights_stay_where_that_is_asked_for(
     again = copy.deepcopy(tiny_network)
     fit(again, tiny_pairs, shop_set(20, 4, 0), kept, shop_set(8, 3, 1), tmp_path / "run", resume=True)
     assert equal(weights(again), weights(last))
+
+
+def test_frozen_parameters_stay_and_all_others_are_trained(
+    tiny_network: EiSRC, tiny_pairs: PairTokenizer, shop_set: Build
+) -> None:
+    before = weights(tiny_network)
+    fit(tiny_network, tiny_pairs, shop_set(20, 4, 0), FitConfig(**QUICK, frozen=["embeddings.token", "pooler"]))
+    still = {name for name, value in tiny_network.state_dict().items() if torch.equal(value, before[name])}
+    assert still == {"embeddings.token.weight", "pooler.weight", "pooler.bias"}
+    assert all(parameter.requires_grad for parameter in tiny_network.parameters()), "given back as they came"
+    for names, words in (
+        (["embeddings.tok"], "no parameter is called embeddings.tok; names begin with classifier"),
+        (["embeddings", "encoder", "pooler", "classifier"], "leaves nothing to train"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            fit(tiny_network, tiny_pairs, shop_set(20, 4, 0), FitConfig(**QUICK, frozen=names))
+
+
+def test_a_straight_through_pass_sees_the_stored_weights_and_moves_the_others(tiny_network: EiSRC) -> None:
+    stored = dict(rounded(tiny_network, "int8").named_parameters())
+    tiny_network.pooler.weight.requires_grad_(False)
+    still: dict[str, torch.Tensor] = {}
+    for _ in range(2):
+        seen = straight_through(tiny_network, "int8", still)
+        for name, value in seen.items():
+            torch.testing.assert_close(value, stored[name], atol=1e-7, rtol=0)
+    assert list(still) == ["pooler.weight"]
+    assert not torch.equal(stored["classifier.weight"], tiny_network.classifier.weight)
+    seen["classifier.weight"].square().sum().backward()
+    torch.testing.assert_close(tiny_network.classifier.weight.grad, 2 * stored["classifier.weight"])
+
+
+def test_rounded_training_reaches_weights_that_small_steps_on_a_grid_cannot(
+    tiny_network: EiSRC, tiny_pairs: PairTokenizer, shop_set: Build
+) -> None:
+    start = rounded(tiny_network, "int8")
+    settings = {**QUICK, "learning_rate": 2e-4, "epochs": 4, "keep": "last", "early_stopping": 0}
+    validation, ends = shop_set(40, 6, 1), {}
+    for type_ in (None, "int8"):
+        network = copy.deepcopy(start)
+        result = fit(network, tiny_pairs, shop_set(40, 6, 0), FitConfig(**settings, round_weights=type_), validation)
+        logits = torch.from_numpy(all_logits(rounded(network, "int8"), tiny_pairs, validation, 64))
+        ends[type_] = float(F.cross_entropy(logits, torch.from_numpy(validation.relevant).long()))
+    assert result.metrics["loss"] == pytest.approx(ends["int8"], abs=1e-5), "measured as it will be stored"
+    assert ends["int8"] < ends[None]
 
 
 def test_early_stopping_and_max_steps(tiny_network: EiSRC, tiny_pairs: PairTokenizer, shop_set: Build) -> None:
