@@ -124,13 +124,17 @@ class StudyConfig(Config):
 
     With ``folds`` every judgment is measured, by a model that saw no judgment of its query: the
     queries are dealt into that many parts, and each part is held out once. A ``model`` is taken as
-    it is, so it must not have learned from these judgments.
+    it is, so it must not have learned from these judgments. ``parts`` are the numbers, from 1, of
+    those that are measured; left out, all.
 
     With ``hold_out`` the parts are industries: the first level of the ``category`` that most judged
     items of a query have, or the judgments' ``segment``.
 
     With ``robustness`` the judgments are also scored with their texts changed, and the loss of AUC is
     part of the table.
+
+    Trained models stay in ``models`` (left out: ``out``). A study that measures something else of a system
+    with the same name, settings and data takes them from there.
     """
 
     title: str
@@ -141,6 +145,7 @@ class StudyConfig(Config):
     positive_grade: float = Field(1.0, gt=0.0, le=1.0)
     split: Split = "test"
     folds: int | None = Field(None, ge=2, le=50)
+    parts: tuple[int, ...] | None = Field(None, min_length=1)
     hold_out: Literal["category", "segment"] | None = None
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     metrics: tuple[str, ...] = ("auc", "spearman", "ndcg@10", "macro_f1", "accuracy")
@@ -148,6 +153,7 @@ class StudyConfig(Config):
     robustness: bool = False
     against: str | None = None
     systems: tuple[System, ...] = Field(min_length=1)
+    models: str | None = None
     out: str
 
     @model_validator(mode="after")
@@ -161,6 +167,11 @@ class StudyConfig(Config):
             raise ValueError("give judgments: FILE, or sample: NAME")
         if self.folds is not None and self.hold_out is not None:
             raise ValueError("folds and hold_out are two ways to hold queries out; give one of them")
+        if self.parts is not None:
+            if self.folds is None:
+                raise ValueError("parts: are numbers of folds; set folds too")
+            if not set(self.parts) <= set(range(1, self.folds + 1)):
+                raise ValueError(f"parts: {list(self.parts)} are not all numbers from 1 to {self.folds}, the folds")
         return self
 
 
@@ -226,7 +237,8 @@ def _parts(config: StudyConfig, data: JudgedData, out: Path) -> tuple[list[Part]
     from pertinent.training.parts import Part, deal, hold_out
 
     if config.folds is not None:
-        parts = deal(data, config.folds, out)
+        dealt = deal(data, config.folds, out)
+        parts = dealt if config.parts is None else [dealt[number - 1] for number in sorted(set(config.parts))]
     elif config.hold_out is not None:
         parts = hold_out(data, _industries(config, data), out)
     else:
@@ -277,21 +289,16 @@ def _measured(
 
     ``[1 + changes, pairs]``: of the judgments as they are, then with their texts changed in each way.
     """
-    digest = hashlib.sha256(
-        json.dumps(
-            [
-                system.plain(),
-                _versions(system),
-                seed,
-                config.positive_grade,
-                *([list(PERTURBATIONS), _texts_digest(around)] if around is not None else []),
-                part.places.tolist(),
-                [[j.query, j.title, j.grade, j.split] for j in part.data.judgments],
-            ]
-        ).encode()
-    ).hexdigest()[:16]
-    name = "".join(c if c.isalnum() else "-" for c in system.name.lower())
-    place = out / f"{name}-{seed}{part.name}"
+    digest = _digest(
+        system.plain(),
+        _versions(system),
+        seed,
+        config.positive_grade,
+        *([list(PERTURBATIONS), _texts_digest(around)] if around is not None else []),
+        part.places.tolist(),
+        [[j.query, j.title, j.grade, j.split] for j in part.data.judgments],
+    )
+    place = out / _place(system.name, seed, part)
     file = place.with_suffix(".json")
     if file.is_file():
         found = read_json(file)
@@ -308,6 +315,14 @@ def _measured(
     return np.array([scores, *content.get("changed", [])], dtype=np.float64), facts
 
 
+def _digest(*content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _place(name: str, seed: int, part: Part) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name.lower()) + f"-{seed}{part.name}"
+
+
 def _surroundings(config: StudyConfig, data: JudgedData) -> Surroundings | None:
     """What changes of texts draw from: all judged titles, and the catalog where there is one."""
     if not config.robustness:
@@ -317,7 +332,7 @@ def _surroundings(config: StudyConfig, data: JudgedData) -> Surroundings | None:
 
 
 def _texts_digest(around: Surroundings) -> str:
-    return hashlib.sha256(json.dumps([list(around.titles), list(around.brands)]).encode()).hexdigest()[:16]
+    return _digest(list(around.titles), list(around.brands))
 
 
 def _catalog(config: StudyConfig) -> list[Item]:
@@ -409,15 +424,26 @@ def _trained(config: StudyConfig, system: Any, seed: int, part: Part, place: Pat
     from pertinent.engine.scorer import Scorer
     from pertinent.training.run import TrainConfig, train
 
+    folder = Path(config.models or config.out) / place.name
+    learned = _learned(system, part, folder)
     values = {
-        **_learned(system, part, place).source,
+        **learned.source,
         "positive_grade": config.positive_grade,
         "resume": True,
         **system.train,
         "seed": seed,
-        "out": str(place),
+        "out": str(folder),
     }
+    rows = [[j.query, j.title, j.grade, j.split] for j in learned.data.judgments]
+    digest = _digest(system.train, _versions(system), seed, config.positive_grade, rows)
+    note = folder.with_name(f"{folder.name}.learned.json")
+    if (folder / MANIFEST).is_file() and note.is_file():
+        artifact = open_artifact(folder, kind="model")
+        if read_json(note) == {"digest": digest, "version": artifact.version}:
+            logger.info("%s is trained", folder)
+            return Scorer.load(artifact.path), {"version": artifact.version}
     artifact = train(TrainConfig.build(values, f"{system.name}: train"))
+    write_json(note, {"digest": digest, "version": artifact.version})
     return Scorer.load(artifact.path), {"version": artifact.version}
 
 
@@ -458,6 +484,8 @@ def _write(config: StudyConfig, rows: list[Row], judged: Sequence[Judgment], out
     chosen = f"split {config.split}"
     if config.folds is not None:
         chosen = f"each query held out once in {config.folds} folds"
+        if config.parts is not None:
+            chosen += f", part {', '.join(map(str, sorted(set(config.parts))))}"
     elif config.hold_out is not None:
         chosen = f"each {config.hold_out} held out once"
     facts = {

@@ -149,6 +149,22 @@ def test_changed_examples_behind_a_path_are_learned_anew(config: dict[str, Any],
     assert versions[0] != versions[1] == versions[2]
 
 
+def test_another_study_takes_trained_models_from_their_folder(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config |= {"systems": config["systems"][2:3], "seeds": [0], "against": None, "models": str(tmp_path / "models")}
+    first = run_study(StudyConfig.build(config)).rows[0]
+    monkeypatch.setattr("pertinent.training.run.fit", None)  # nothing may be trained again
+    config |= {"robustness": True, "out": str(tmp_path / "robust")}
+    second = run_study(StudyConfig.build(config)).rows[0]
+    assert second.facts == first.facts
+    assert second.mean["auc"].value == first.mean["auc"].value
+    assert second.losses and not first.losses
+    config["systems"][0]["train"] = {**config["systems"][0]["train"], "batch_size": 8}
+    with pytest.raises(TypeError):
+        run_study(StudyConfig.build(config))  # another model: it would be trained
+
+
 def test_all_problems_are_told_before_anything_is_trained(config: dict[str, Any]) -> None:
     config["systems"][1]["start"] = "/nowhere/a"
     config["systems"][3]["train"] = {"start": "/nowhere/b", "epcohs": 1}
@@ -167,6 +183,10 @@ def test_wrong_studies_are_refused(config: dict[str, Any]) -> None:
         StudyConfig.build({**config, "systems": config["systems"][:1] * 2})
     with pytest.raises(ConfigError, match=r"give judgments: FILE, or sample: NAME"):
         StudyConfig.build({**config, "sample": "esci"})
+    with pytest.raises(ConfigError, match=r"parts: \[3\] are not all numbers from 1 to 2"):
+        StudyConfig.build({**config, "folds": 2, "parts": [3]})
+    with pytest.raises(ConfigError, match="parts: are numbers of folds; set folds too"):
+        StudyConfig.build({**config, "parts": [1]})
     with pytest.raises(ConfigError, match=r"ours: train: epcohs: unknown key; did you mean 'epochs'"):
         systems = [{"type": "train", "name": "ours", "train": {"epcohs": 1}}]
         run_study(StudyConfig.build({**config, "against": None, "systems": systems}))
@@ -207,8 +227,10 @@ def test_means_over_runs_agree_with_single_runs() -> None:
 def test_folds_measure_every_judgment_by_a_model_that_saw_no_judgment_of_its_query(config: dict[str, Any]) -> None:
     config |= {"folds": 2, "seeds": [0]}
     config["systems"] = [config["systems"][0], config["systems"][2]]
-    study = run_study(StudyConfig.build(config))
     out = Path(config["out"])
+    half = run_study(StudyConfig.build({**config, "parts": [2]}))
+    assert not (out / "ours-0-fold-1.json").exists()
+    study = run_study(StudyConfig.build(config))
     tables = [list(csv.DictReader((out / f"judgments-fold-{n}-of-2.csv").read_text().splitlines())) for n in (1, 2)]
     held_out = [{row["query"] for row in table if row["split"] == "test"} for table in tables]
     assert held_out[0] | held_out[1] == set(WORDS)
@@ -220,7 +242,10 @@ def test_folds_measure_every_judgment_by_a_model_that_saw_no_judgment_of_its_que
     joined = study.rows[1].evaluations[0].scores
     for number, part in enumerate(ours):
         assert part == [joined[place] for place, query in enumerate(queries) if query in held_out[number]]
-    assert "2 folds" in study.facts["data"]
+        if number == 1:
+            assert part == half.rows[1].evaluations[0].scores.tolist()
+    assert "2 folds" in study.facts["data"] and "part" not in study.facts["data"]
+    assert "part 2" in half.facts["data"] and len(half.rows[0].evaluations[0].scores) == len(ours[1])
 
 
 def test_more_folds_than_queries_are_refused(config: dict[str, Any]) -> None:

@@ -111,6 +111,22 @@ def rewired(network: nn.Module, wiring: Mapping[str, Any]) -> nn.Module:
     return changed.train(network.training)
 
 
+def with_term_classes(network: nn.Module) -> nn.Module:
+    """The network with a term-class channel whose vectors are zero, so that its scores are as before; itself where
+    it has one.
+
+    Raises ConfigError for a network that cannot have one.
+    """
+    config: Any = network.config
+    if config.term_classes:
+        return network
+    grown = build_network({**config.plain(), "term_classes": True})
+    state = grown.state_dict()
+    state = {name: value.zero_() for name, value in state.items()} | dict(network.state_dict())
+    grown.load_state_dict(state)
+    return grown.train(network.training)
+
+
 def load_network(artifact: Artifact) -> tuple[nn.Module, PairTokenizer]:
     """The network, in evaluation mode and float32, with its tokenizer.
 

@@ -36,7 +36,7 @@ from pertinent.folders import locate, shipped_folder
 from pertinent.lexicon.pairs import PairConfig, PairTokenizer
 from pertinent.lexicon.store import KIND as LEXICON
 from pertinent.lexicon.store import Lexicon
-from pertinent.models.store import WIRING, rewired, rounded
+from pertinent.models.store import WIRING, rewired, rounded, with_term_classes
 from pertinent.models.weights import WeightsType
 from pertinent.objectives.spec import ViewLosses
 from pertinent.probability import CALIBRATION_FILE, Calibration, probability_curve
@@ -69,7 +69,8 @@ class StartConfig(LoopConfig):
     folder or package folder with ``tokenizer.json`` (left out: those of the shipped model).
     ``lexicon`` is a folder of ``pertinent lexicon``, whose words get tokens of their own.
     ``layers`` picks layers of a BERT. ``model`` overrides sizes of the network, ``pairs`` is the
-    layout; a model artifact brings its own, but may be joined later (``join_layer``, ``one_way``).
+    layout; a model artifact brings its own, but may be joined later (``join_layer``, ``one_way``) and
+    be given ``term_classes``, at first without effect.
     """
 
     start: str | None = SHIPPED
@@ -256,7 +257,9 @@ def _start(config: StartConfig) -> tuple[nn.Module, PairTokenizer]:
         return start_from(config.start, config.layers, config.model, layout)
     network, pairs = load_network(open_artifact(folder, kind="model"))
     _refuse_changes(config, network, pairs)
-    return rewired(network, {key: value for key, value in (config.model or {}).items() if key in WIRING}), pairs
+    model = config.model or {}
+    network = rewired(network, {key: value for key, value in model.items() if key in WIRING})
+    return with_term_classes(network) if model.get("term_classes") else network, pairs
 
 
 def write_model(
@@ -304,7 +307,7 @@ def _refuse_changes(config: StartConfig, network: Any, pairs: PairTokenizer) -> 
         raise ConfigError("layers: a model artifact keeps all its layers; leave it out, or start from a BERT folder")
     own = network.config.plain()
     for key, value in (config.model or {}).items():
-        if own.get(key) != value and key not in WIRING:
+        if own.get(key) != value and key not in WIRING and (key, value) != ("term_classes", True):
             raise ConfigError(f"model.{key}: {value}, but the start has {own.get(key)}; leave it out")
     if config.pairs is not None and config.pairs != pairs.config:
         raise ConfigError(

@@ -126,6 +126,9 @@ def test_training_goes_on_from_an_artifact_and_from_the_shipped_model(
     late, _ = starting_network(config(**{**bare, "start": "shipped", "model": {"join_layer": 1}}))
     assert late.config.join_layer == 1, "the same weights may be joined later"
     assert torch.equal(late.state_dict()["pooler.weight"], before["pooler.weight"])
+    classed, tagged = starting_network(config(**{**bare, "start": "shipped", "model": {"term_classes": True}}))
+    assert classed.config.term_classes and tagged.tagger is not None, "and may be given term classes"
+    assert torch.equal(classed.state_dict()["pooler.weight"], before["pooler.weight"])
     for change, words in (
         ({"model": {"join_layer": 2}}, "leaves no layer in which query and title meet"),
         ({"layers": [0]}, "layers: a model artifact keeps all its layers"),

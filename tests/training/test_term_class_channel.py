@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer
 
 from pertinent.artifact import Artifact
@@ -20,7 +21,8 @@ from pertinent.lexicon.classes import CLASS_IDS
 from pertinent.lexicon.gazetteer import Gazetteer, GazetteerConfig
 from pertinent.lexicon.pairs import PairConfig, PairTokenizer
 from pertinent.lexicon.tagger import Tagger, TaggerConfig
-from pertinent.models.store import load_network
+from pertinent.models import MODELS
+from pertinent.models.store import load_network, with_term_classes
 from pertinent.records import Item
 from pertinent.training.run import TrainConfig, starting_network, train
 
@@ -168,3 +170,23 @@ def _logits(network: Any, batch: Any) -> np.ndarray:
 
     with torch.no_grad():
         return network(**{name: torch.from_numpy(array) for name, array in batch.inputs().items()}).numpy()
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_channel_given_to_a_network_changes_no_score_before_it_has_learned(
+    network_maker: Any, tiny_pairs: PairTokenizer, name: str
+) -> None:
+    settings = {"target_encoder": "transformer"} if name == "barl_ase" else {}
+    network = network_maker(name, tiny_pairs.vocabulary_size, **settings)
+    if name in ("dssm", "bert2dnn"):
+        with pytest.raises(ConfigError, match="term_classes"):
+            with_term_classes(network)
+        return
+    grown = with_term_classes(network)
+    assert grown.config.term_classes and not network.config.term_classes
+    assert with_term_classes(grown) is grown
+    inputs = tiny_pairs.pair([QUERY, ""], ["usb cable", "größe 3"]).inputs()
+    plain = {key: torch.from_numpy(value) for key, value in inputs.items()}
+    tagged = {**plain, "term_class_ids": torch.full_like(plain["term_class_ids"], 2)}
+    with torch.inference_mode():
+        assert torch.equal(grown(**tagged), network(**plain))
