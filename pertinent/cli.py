@@ -208,6 +208,7 @@ COMMANDS: dict[str, Command] = {
             Flag("--judgments", "judgments", "table with query, title (or item_id) and grade", metavar="FILE"),
             ITEMS,
             COLUMNS,
+            Flag("--scale", "scale", "grade scale of the labels, such as esci", metavar="NAME"),
             Flag(
                 "--start", "start", "what to start from: shipped, a model folder, a Hugging Face folder", metavar="NAME"
             ),

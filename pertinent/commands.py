@@ -10,7 +10,7 @@ import importlib
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -572,14 +572,13 @@ def _scorer(model: str | None, backend: str | None, threads: int | None) -> Scor
 
 def _judged_titles(config: EvaluateConfig) -> list[str]:
     """What a lexical baseline is fitted on: the catalog where it is given, else the judged titles."""
-    from pertinent.data.readers import items_of, judgments_of, read_table
+    from pertinent.data.readers import read_items, read_judgments, renames_by_file
 
-    table = read_table(config.items or config.judgments)
-    names = [config.columns.get(name, name) for name in table.columns]
-    table = replace(table, columns=dict(zip(names, table.columns.values(), strict=True)))
+    renames = renames_by_file([config.items, config.judgments], config.columns)
     if config.items is not None:
-        return [item.title for item in items_of(table)]
-    return list(dict.fromkeys(judgment.title for judgment in judgments_of(table, scale=config.scale)))
+        return [item.title for item in read_items(config.items, rename=renames[config.items])]
+    judgments = read_judgments(config.judgments, scale=config.scale, rename=renames[config.judgments])
+    return list(dict.fromkeys(judgment.title for judgment in judgments))
 
 
 def _finite(value: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pertinent.data.files import check_exists, kind_of, open_text, read_file, read_file_parts
 from pertinent.data.grades import SCALES, scale_for, scale_named
-from pertinent.data.tables import ITEM_COLUMNS, Table, nearest, plain
+from pertinent.data.tables import ITEM_COLUMNS, JUDGMENT_COLUMNS, Table, nearest, plain
 from pertinent.errors import DataError, place_word, shorten
 from pertinent.records import Item, Judgment, Split
 
@@ -27,7 +27,7 @@ SPLIT_WORDS: dict[str, Split] = {
 }
 # The first of these that a file has is what its judgments are reported by.
 SEGMENT_COLUMNS = ("segment", "locale", "category")
-_GRADE_FIX = "give a number from 0 to 1, or name the grade scale"
+_GRADE_FIX = "give a number from 0 to 1, or name the grade scale with --scale NAME"
 _log = logging.getLogger(__name__)
 
 
@@ -177,13 +177,16 @@ def _renamed(table: Table, rename: Mapping[str, str]) -> Table:
     if len(columns) < len(table.columns):
         fix = f"it has {list(table.columns)}"
         raise DataError("two columns have the same name after renaming", path=table.path, fix=fix)
-    return replace(table, columns=columns)
+    return replace(table, columns=columns, renamed={ours: yours for yours, ours in rename.items()})
 
 
 def _not_there(table: Table, yours: str, ours: str) -> DataError:
     """The error of a column that is to be renamed and is not there, with what was probably meant."""
     near = nearest(yours, table.columns)
     meant = f"{ours}={yours}, the other way round" if table.has(ours) else f"{near}={ours}" if near else None
+    if table.has(ours) and (ours in ITEM_COLUMNS or ours in JUDGMENT_COLUMNS):
+        problem = f"has no column {yours!r}, and has a column {ours!r} already"
+        return DataError(problem, path=table.path, fix=f"leave {yours}={ours} out")
     there = ", ".join(list(table.columns)[:20])
     fix = f"did you mean {meant}?" if meant else f"name the column that is {ours}: yours={ours}"
     problem = f"has no column {yours!r}, which is mapped to {ours!r}; it has {there}"
@@ -204,7 +207,7 @@ def _grades(table: Table, scale: str | None) -> list[float]:
             f"the grade scale of its labels {found} is not known",
             path=table.path,
             column=column,
-            fix=f"name one of: {', '.join(SCALES)}",
+            fix=f"name it with --scale NAME (scale in a settings file): {', '.join(SCALES)}",
         )
     known: dict[str, float] = {}
     for row, label in enumerate(labels):
@@ -212,7 +215,8 @@ def _grades(table: Table, scale: str | None) -> list[float]:
         if word not in known:
             if not word or not chosen.knows(word):
                 problem = "is empty" if not word else f"is not on the grade scale {chosen.name!r}"
-                raise table.wrong(row, column, problem, f"allowed: {chosen.allowed}")
+                other = "" if scale is None else "; or name another with --scale NAME"
+                raise table.wrong(row, column, problem, f"allowed: {chosen.allowed}{other}")
             known[word] = chosen.grade(word)
     return [known[plain(label)] for label in labels]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pertinent.errors import DataError
@@ -28,8 +28,7 @@ def contract(record: type) -> dict[str, bool]:
     """
     missing = dataclasses.MISSING
     return {
-        field.name: field.default is missing and field.default_factory is missing
-        for field in dataclasses.fields(record)
+        each.name: each.default is missing and each.default_factory is missing for each in dataclasses.fields(record)
     }
 
 
@@ -52,6 +51,8 @@ class Table:
     columns: dict[str, list[Any]]
     path: str
     lines: list[int]
+    # The names that columns have in the file, of those that were renamed.
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -76,6 +77,9 @@ class Table:
         A column of ours may have another name in the file: then ``flag`` of the command line can rename it.
         """
         near = nearest(name, self.columns)
+        if near is not None and near in self.renamed and fix is None and flag is not None:
+            yours = self.renamed[near]
+            flag, fix = None, f"{near!r} is no name of ours, did you mean {flag} {yours}={name}?"
         if fix is None and near is not None:
             fix = f"rename the column {near!r} to {name!r}, if that is what it holds"
         if flag is not None and (name in ITEM_COLUMNS or name in JUDGMENT_COLUMNS):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from html import escape
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,7 +23,7 @@ from pertinent.artifact import write_json, write_text
 from pertinent.charts import Axis, intervals, round_ticks
 from pertinent.config import Config
 from pertinent.data.readers import read_table
-from pertinent.data.tables import Table
+from pertinent.data.tables import ITEM_COLUMNS, JUDGMENT_COLUMNS, Table
 from pertinent.errors import ConfigError, DataError
 from pertinent.evaluation.pooled import BLOCK, Floats
 from pertinent.evaluation.report import check_report_path
@@ -166,9 +167,9 @@ def read_arms(config: CompareConfig) -> tuple[ArmLog, tuple[str, str], list[str]
     Users seen in both arms are left out: nobody can say which one they answer to.
     """
     rows = read_table(config.log, config.columns)
+    _refuse_no_log(rows)
     users, arms = rows.need_texts("user_id"), rows.need_texts("arm")
     names = _arm_names(config, sorted(set(arms)))
-    rows.column("level")
     levels = np.array([_level(rows, row) for row in range(len(rows))], dtype=np.int64)
     positions = np.full(len(rows), -1, dtype=np.int64)
     if rows.has("position"):
@@ -368,6 +369,23 @@ def _arm_names(config: CompareConfig, found: list[str]) -> tuple[str, str]:
         )
     control = wanted[0] if wanted[0] is not None else rest.pop(0)
     return control, wanted[1] if wanted[1] is not None else rest.pop(0)
+
+
+def _refuse_no_log(rows: Table) -> None:
+    """Raise DataError for a table that lacks a column which every log of two arms has."""
+    missing = [name for name in ("user_id", "arm", "level") if not rows.has(name)]
+    if not missing:
+        return
+    # A column with a meaning of its own is no other column under a wrong name.
+    others = [name for name in rows.columns if name not in ITEM_COLUMNS and name not in JUDGMENT_COLUMNS]
+    maps = [f"{next(iter(get_close_matches(name, others, n=1)), 'yours')}={name}" for name in missing]
+    there = ", ".join(list(rows.columns)[:20])
+    raise DataError(
+        f"has no column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; it has {there}",
+        path=rows.path,
+        fix=f"a log of two arms has user_id, arm and level on each row; if yours are named otherwise: "
+        f"--columns {','.join(maps)}",
+    )
 
 
 def _level(rows: Table, row: int) -> int:

@@ -174,6 +174,9 @@ def _require_mapped(config: LogConfig, there: Collection[str], source: str) -> N
     """Raise DataError where a column that is mapped to one of ours is not in the log."""
     for yours, ours in config.columns.items():
         if yours not in there:
+            if ours in there:
+                problem = f"has no column {yours!r}, and has a column {ours!r} already"
+                raise DataError(problem, path=source, fix=f"leave {yours}={ours} out")
             near = nearest(yours, there)
             fix = f"did you mean --columns {near}={ours}?" if near else f"name the column that is {ours}"
             has = ", ".join(list(there)[:20])

@@ -288,7 +288,7 @@ def test_a_title_of_a_megabyte_is_read(file):
             "query,title,label\ntv,x,Nice\n",
             r"column 'label': the grade scale of its labels \['Nice'\] is not known; name",
         ),
-        ("query,title,label\ntv,x,1\n", "name one of: esci, "),
+        ("query,title,label\ntv,x,1\n", "name it with --scale NAME .*: esci, "),
     ],
 )
 def test_a_wrong_judgment_is_named_by_file_line_and_column(file, content, message):

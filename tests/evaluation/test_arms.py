@@ -186,5 +186,5 @@ def test_a_log_is_read_with_its_own_columns_and_users_of_both_arms_are_left_out(
         compare_log(
             CompareConfig(log=write(tmp_path / "bad.csv", [{**rows[0], "level": "seen"}, *rows]), columns=columns)
         )
-    with pytest.raises(DataError, match="has no column 'user_id'"):
+    with pytest.raises(DataError, match="has no columns user_id, arm; it has shopper, variant"):
         compare_log(CompareConfig(log=path))

@@ -1,0 +1,104 @@
+"""What a newcomer gets wrong is answered with what to do, in the words of the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pertinent.cli import main
+
+ITEMS = "item_id,title\na,Tea pot\nb,Größe ü cable\n"
+JUDGMENTS = (
+    "query,item_id,title,grade\ntea,a,Tea pot,1\ntea,b,Größe ü cable,0\npot,a,Tea pot,1\npot,b,Größe ü cable,0\n"
+)
+LOG = "user_id,arm,level\n" + "".join(f"u{n},{'ab'[n % 2]},view\n" for n in range(8))
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a catalog, judgments and a log of two arms, and the working folder of the test."""
+    files = {"items.csv": ITEMS, "judgments.csv": JUDGMENTS, "log.csv": LOG}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def told(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The error of a command that has to end with 2 and print no result."""
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    return captured.err
+
+
+def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(argv) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- columns
+
+
+@pytest.mark.parametrize(
+    "reader", [("evaluate", "bm25", "--judgments"), ("bulk", "--out", "out.csv", "--json", "--pairs")]
+)
+def test_a_renamed_column_that_is_not_there_is_never_passed_over(
+    reader: tuple[str, ...], shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("j.csv").write_text(JUDGMENTS.replace("query,", "qry,", 1), encoding="utf-8")
+    error = told(capsys, *reader, "j.csv", "--columns", "qurry=query")
+    assert "has no column 'qurry', which is mapped to 'query'; it has qry, item_id" in error
+    assert "did you mean qry=query?" in error
+
+
+def test_a_column_renamed_to_no_name_of_ours_suggests_the_name_that_was_meant(
+    shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("j.csv").write_text(JUDGMENTS.replace("query,", "qry,", 1), encoding="utf-8")
+    error = told(capsys, "evaluate", "bm25", "--judgments", "j.csv", "--columns", "qry=quer")
+    assert "has no column 'query'; it has quer, item_id, title, grade; 'quer' is no name of ours" in error
+    assert "did you mean --columns qry=query?" in error
+
+
+def test_a_needless_renaming_is_said_to_be_that(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = told(capsys, "score", "tea", "--items", "items.csv", "--model", "bm25", "--columns", "titel=title")
+    assert "has a column 'title' already; leave titel=title out" in error
+    swapped = ITEMS.replace("title", "name", 1)
+    Path("named.csv").write_text(swapped, encoding="utf-8")
+    error = told(capsys, "score", "tea", "--items", "named.csv", "--model", "bm25", "--columns", "title=name")
+    assert "did you mean name=title, the other way round?" in error
+    Path("asked.csv").write_text("user_id,query,item_id,level,time\nu,tea,a,view,1735700000\n", encoding="utf-8")
+    error = told(capsys, "mine", "--log", "asked.csv", "--columns", "quer=query", "--out", "mined", "--json")
+    assert "has a column 'query' already; leave quer=query out" in error
+
+
+def test_a_table_that_is_no_log_of_two_arms_is_said_to_be_that(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = told(capsys, "compare", "items.csv")
+    assert "items.csv: has no columns user_id, arm, level; it has item_id, title; a log of two arms has" in error
+    assert "--columns yours=user_id" in error
+    assert "'item_id' to 'user_id'" not in error
+    Path("arms.csv").write_text(LOG.replace("user_id", "uid", 1), encoding="utf-8")
+    assert "has no column user_id; it has uid, arm, level;" in (error := told(capsys, "compare", "arms.csv"))
+    assert "--columns uid=user_id" in error
+
+
+# ---------------------------------------------------------------- grades
+
+
+def test_words_of_no_known_scale_lead_to_the_flag(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("words.csv").write_text("query,title,label\ntea,Tea pot,fabulous\ntea,Cup,bad\n", encoding="utf-8")
+    for command in (("evaluate", "bm25"), ("train",)):
+        error = told(capsys, *command, "--judgments", "words.csv")
+        assert "['bad', 'fabulous'] is not known; name it with --scale NAME (scale in a settings file): esci, " in error
+    error = told(capsys, "evaluate", "bm25", "--judgments", "words.csv", "--scale", "esci")
+    assert "value 'fabulous': is not on the grade scale 'esci'; allowed: e, exact" in error
+    assert "or name another with --scale" in error
+
+
+def test_training_takes_a_scale(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there is no grade scale 'stars'" in told(
+        capsys, "train", "--judgments", "judgments.csv", "--scale", "stars"
+    )
