@@ -258,7 +258,7 @@ COMMANDS: dict[str, Command] = {
                 "--judgments", "judgments", "table with query, title (or item_id) and grade (or label)", metavar="FILE"
             ),
             ITEMS,
-            Flag("--positive-grade", "positive_grade", "the lowest grade that counts as relevant", float, "G"),
+            Flag("--positive-grade", "positive_grade", "the lowest grade or label that counts as relevant", str, "G"),
             Flag("--scale", "scale", "grade scale of the labels, such as esci", metavar="NAME"),
             Flag("--report", "report", "write one self-contained HTML page, and JSON beside it", metavar="FILE"),
             Flag("--robustness", "robustness", "also measure what is lost when texts change", switch=True),
@@ -821,8 +821,10 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 def _report(error: Exception) -> int:
-    from pertinent.errors import PertinentError
+    from pertinent.errors import PertinentError, missing_extra
 
+    if isinstance(error, ModuleNotFoundError) and not isinstance(error, PertinentError):
+        error = missing_extra(error) or error
     if isinstance(error, PertinentError):
         lines, code = str(error).splitlines(), error.exit_code
     elif isinstance(error, OSError) and error.filename is not None and error.strerror:

@@ -15,6 +15,8 @@ it after ``error:`` and exits with ``exit_code``. Mistakes of our own are ``asse
 from __future__ import annotations
 
 import importlib
+import re
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -103,6 +105,35 @@ def need(module: str, extra: str) -> ModuleType:
             f"this needs {module.partition('.')[0]}, which is not installed; run: pip install 'pertinent[{extra}]'",
             name=module,
         ) from None
+
+
+def missing_extra(error: ImportError) -> MissingExtraError | None:
+    """What to install for a package that could not be imported, where one of our extras brings it.
+
+    >>> missing_extra(ImportError(name="unheard.of")) is None
+    True
+    """
+    from importlib.metadata import requires  # slow to import, and seldom needed
+
+    module = (error.name or "").partition(".")[0]
+    if not module or _installed(module):
+        return None  # the package is there, something inside it is broken
+    for requirement in requires("pertinent") or ():
+        name, _, condition = requirement.partition(";")
+        package = re.split(r"[^\w.-]", name.strip(), maxsplit=1)[0]
+        extra = re.search(r"extra == ['\"](\w+)['\"]", condition)
+        if extra and package.replace("-", "_").casefold() == module.casefold():
+            return MissingExtraError(
+                f"this needs {package}, which is not installed; run: pip install 'pertinent[{extra[1]}]'", name=module
+            )
+    return None
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # a module that was put aside
+        return False
 
 
 def shorten(value: object, limit: int = 60) -> str:

@@ -256,6 +256,20 @@ def test_evaluate_takes_labels_on_a_named_scale(shop: Path, capsys: pytest.Captu
     )
     assert found["pairs"] == 3
     assert found["relevant_pairs"] == 1
+    argv = ("evaluate", "bm25", "--judgments", "labels.csv", "--scale", "ESCI", "--set", "bootstrap=0")
+    assert ask_json(capsys, *argv, "--positive-grade", "Substitute")["relevant_pairs"] == 2
+    for wrong in ("Great", "nan", "2", "I", "0"):
+        error = refused(capsys, *argv, "--positive-grade", wrong)
+        assert "give a number above 0 and at most 1, or a label of the scale 'esci'" in error
+
+
+@pytest.mark.parametrize("argv", [["export", "--no-int8", "--out", "x"], ["export", "--format", "hugging_face"]])
+def test_what_needs_torch_says_the_command_where_there_is_none(argv: list[str], tmp_path: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; from pertinent.cli import main; sys.exit(main(sys.argv[1:]))"
+    found = subprocess.run([sys.executable, "-c", code, *argv], cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr == "error: this needs torch, which is not installed; run: pip install 'pertinent[train]'\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_settings_come_from_file_then_flags_then_set(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:

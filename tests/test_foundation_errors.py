@@ -6,7 +6,7 @@ import pytest
 
 import pertinent
 from pertinent import errors
-from pertinent.errors import DataError, MissingExtraError, PertinentError, need, shorten
+from pertinent.errors import DataError, MissingExtraError, PertinentError, missing_extra, need, shorten
 
 
 def test_every_error_is_a_pertinent_error_and_ends_the_command_line_with_2() -> None:
@@ -65,3 +65,13 @@ def test_public_names_resolve_and_are_listed() -> None:
         assert name in dir(pertinent)
     with pytest.raises(AttributeError, match="no attribute 'Scorrer'"):
         _ = pertinent.Scorrer
+
+
+def test_a_package_that_cannot_be_imported_is_traced_to_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    found = missing_extra(ModuleNotFoundError(name="onnxscript.ir"))
+    assert "pip install 'pertinent[train]'" in str(found)
+    # There, so something inside it is broken; and a package that none of the extras brings.
+    assert missing_extra(ModuleNotFoundError(name="numpy.unheard_of")) is None
+    assert missing_extra(ModuleNotFoundError(name="unheard_of")) is None
+    assert missing_extra(ImportError()) is None

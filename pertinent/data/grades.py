@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pertinent.errors import DataError
+from pertinent.errors import DataError, shorten
 from pertinent.records import Judgment
 
 # Grades are computed, from labels or by a mean of raters: what is this near to a grade is that grade.
@@ -125,10 +125,11 @@ SCALES: dict[str, GradeScale] = {
 
 
 def scale_named(name: str) -> GradeScale:
-    """The scale of that name. Raises DataError with the names there are."""
-    if name not in SCALES:
+    """The scale of that name, in any case. Raises DataError with the names there are."""
+    known = SCALES.get(name.casefold())
+    if known is None:
         raise DataError(f"there is no grade scale {name!r}", fix=f"allowed: {', '.join(SCALES)}")
-    return SCALES[name]
+    return known
 
 
 def scale_for(labels: Iterable[object]) -> GradeScale | None:
@@ -164,16 +165,28 @@ def judged_scale(judgments: Iterable[Judgment], name: str | None = None) -> Grad
     return scale_for({judgment.label for judgment in judgments if judgment.label is not None})
 
 
-def lowest_relevant(judgments: Iterable[Judgment], scale: str | None = None) -> float:
-    """The lowest grade that counts as relevant where nobody names one: that of the scale, or 1.
+def lowest_relevant(
+    judgments: Iterable[Judgment], scale: str | None = None, wanted: float | str | None = None
+) -> float:
+    """The lowest grade that counts as relevant: the one wanted, else that of the scale, or 1.
 
-    Training and evaluation both ask here, so one file has the same relevant pairs in both.
+    ``wanted`` is a grade above 0 and at most 1, or a label of the scale that the judgments are on. Training
+    and evaluation both ask here, so one file has the same relevant pairs in both. Raises DataError.
 
-    >>> lowest_relevant([Judgment("tv", "1", 0.75, label="excellent")]), lowest_relevant([])
-    (0.75, 1.0)
+    >>> rows = [Judgment("tv", "1", 0.75, label="excellent")]
+    >>> [lowest_relevant(rows, wanted=wanted) for wanted in (None, "good", "0.3")], lowest_relevant([])
+    ([0.75, 0.5, 0.3], 1.0)
     """
+    if wanted is not None and _is_number(str(wanted)) and 0.0 < float(wanted) <= 1.0:
+        return float(wanted)
     known = judged_scale(judgments, scale)
-    return 1.0 if known is None else known.relevant
+    if wanted is None:
+        return 1.0 if known is None else known.relevant
+    grade = known.grade(wanted) if known is not None and known.knows(wanted) else 0.0
+    if grade <= 0.0:
+        labels = "" if known is None else f", or a label of the scale {known.name!r} above its lowest: {known.allowed}"
+        raise DataError(f"{shorten(wanted)} is no positive grade", fix=f"give a number above 0 and at most 1{labels}")
+    return grade
 
 
 def relevant(grades: ArrayLike, positive: float) -> NDArray[np.bool_]:

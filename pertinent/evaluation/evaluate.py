@@ -40,10 +40,10 @@ class EvaluateConfig(Config):
     """Settings of ``pertinent evaluate``.
 
     ``columns`` maps columns of the files to ours, such as ``product_name: title``.
-    ``positive_grade`` is the lowest grade that counts as relevant; left out, that of the grade scale
-    that is named or recognized by its words, or 1. A pair is predicted relevant when its score is at
-    least ``threshold``. ``robustness`` also scores the judgments with their texts changed, in the ways of
-    ``pertinent.evaluation.perturb``; brands are those of ``items``.
+    ``positive_grade`` is the lowest grade that counts as relevant, a number or a label of the grade scale;
+    left out, that of the scale that is named or recognized by its words, or 1. A pair is predicted
+    relevant when its score is at least ``threshold``. ``robustness`` also scores the judgments with their
+    texts changed, in the ways of ``pertinent.evaluation.perturb``; brands are those of ``items``.
     """
 
     judgments: str
@@ -51,7 +51,7 @@ class EvaluateConfig(Config):
     items: str | None = None
     columns: dict[str, str] = {}
     scale: str | None = None
-    positive_grade: float | None = Field(default=None, gt=0, le=1)
+    positive_grade: float | str | None = None
     threshold: float = THRESHOLD
     k: tuple[int, ...] = Field(default=CUTS, min_length=1)
     split: Split | None = None
@@ -72,9 +72,8 @@ def run_evaluate(config: EvaluateConfig, scorer: PairScorer) -> Evaluation:
     renames = renames_by_file([config.items, config.judgments], config.columns)
     items = read_items(config.items, rename=renames[config.items]) if config.items else None
     judgments = read_judgments(config.judgments, items=items, scale=config.scale, rename=renames[config.judgments])
-    grade = config.positive_grade
-    if grade is None:  # of the whole file: a part of it need not have all words of its scale
-        grade = lowest_relevant(judgments, config.scale)
+    # Of the whole file: a part of it need not have all words of its scale.
+    grade = lowest_relevant(judgments, config.scale, config.positive_grade)
     if config.split is not None:
         judgments = [judgment for judgment in judgments if judgment.split == config.split]
         if not judgments:

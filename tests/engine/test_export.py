@@ -252,3 +252,16 @@ def test_ragged_batches_have_padding_in_both_blocks_and_real_first_columns(tiny_
 def test_config_typos_are_named() -> None:
     with pytest.raises(ConfigError, match="did you mean 'min_spearman'"):
         ExportConfig.build({"min_spearmen": 0.9})
+
+
+def test_a_steep_calibration_in_the_head_is_no_difference_to_torch(
+    tiny_network: Any, tiny_pairs: PairTokenizer, tmp_path: Path
+) -> None:
+    steep = copy.deepcopy(tiny_network)
+    with torch.no_grad():
+        steep.classifier.weight *= 3_000
+    assert export_module.parity(tiny_network) == export_module.PARITY
+    assert 1e-4 < export_module.parity(steep) < 0.1
+    save_network(tmp_path, steep, tiny_pairs)
+    assert write_graph(steep, tmp_path) < export_module.parity(steep)
+    assert (tmp_path / "graph.onnx").is_file()
