@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pertinent.artifact import Artifact
+from pertinent.artifact import MANIFEST, Artifact
 from pertinent.config import Config
 from pertinent.errors import ConfigError
 from pertinent.records import Item, Judgment, PairScorer, Scored
@@ -112,7 +112,8 @@ def score(config: ScoreConfig) -> Ranking:
         raise ConfigError("give a catalog with --items FILE, or an index with --index FOLDER (one of them)")
     source = Path(config.index or config.items or "")
     _refuse_backend(config.model, config.backend)
-    if config.index is not None or source.is_dir():
+    _refuse_wrong_source(config, source)
+    if config.index is not None or _is_index(source):
         if config.columns:
             raise ConfigError(
                 "--columns names columns of a catalog; an index has none, give --columns to pertinent index"
@@ -126,6 +127,24 @@ def score(config: ScoreConfig) -> Ranking:
     scorer = _scorer(config.model, config.backend, config.threads)
     results = scorer.rank(config.query, items, top=config.top)
     return Ranking(config.query, scorer.name, scorer.version, len(items), tuple(results))
+
+
+def _is_index(source: Path) -> bool:
+    return (source / MANIFEST).is_file()
+
+
+def _refuse_wrong_source(config: ScoreConfig, source: Path) -> None:
+    """Raise ConfigError for a catalog given as an index, and for a folder that is neither."""
+    if config.index is not None and source.is_file():
+        raise ConfigError(
+            f"--index {source} is a file; an index is a folder that pertinent index makes; for a catalog: "
+            f"--items {source}"
+        )
+    if config.items is not None and source.is_dir() and source.suffix != ".parquet" and not _is_index(source):
+        raise ConfigError(
+            f"--items {source} is a folder without an index; give a catalog file, or make an index: "
+            "pertinent index --items FILE --out FOLDER"
+        )
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:

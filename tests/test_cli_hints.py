@@ -102,3 +102,28 @@ def test_training_takes_a_scale(shop: Path, capsys: pytest.CaptureFixture[str]) 
     assert "there is no grade scale 'stars'" in told(
         capsys, "train", "--judgments", "judgments.csv", "--scale", "stars"
     )
+
+
+# ---------------------------------------------------------------- a file for a folder, and the other way round
+
+
+def test_a_catalog_given_as_index_and_a_folder_given_as_catalog_say_what_to_give(
+    shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = told(capsys, "score", "tea", "--index", "items.csv")
+    assert "items.csv is a file; an index is a folder that pertinent index makes; for a catalog: --items items" in error
+    Path("folder").mkdir()
+    error = told(capsys, "score", "tea", "--items", "folder")
+    assert (
+        "folder is a folder without an index; give a catalog file, or make an index: pertinent index --items" in error
+    )
+
+
+def test_a_catalog_in_parts_is_a_catalog(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    Path("items.parquet").mkdir()
+    for name in "ab":
+        pq.write_table(pa.table({"item_id": [name], "title": [f"tea {name}"]}), f"items.parquet/part-{name}.parquet")
+    assert "2 of 2 items, by bm25" in printed(capsys, "score", "tea", "--items", "items.parquet", "--model", "bm25")
