@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,24 @@ def test_a_catalog_in_parts_is_a_catalog(shop: Path, capsys: pytest.CaptureFixtu
     for name in "ab":
         pq.write_table(pa.table({"item_id": [name], "title": [f"tea {name}"]}), f"items.parquet/part-{name}.parquet")
     assert "2 of 2 items, by bm25" in printed(capsys, "score", "tea", "--items", "items.parquet", "--model", "bm25")
+
+
+# ---------------------------------------------------------------- reviews
+
+
+def test_a_review_that_nobody_filled_is_refused(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, titles in (("old.csv", ["Pot", "Cup"]), ("new.csv", ["Mug", "Größe"])):
+        Path(name).write_text("query,title\n" + "".join(f"tea,{title}\n" for title in titles), encoding="utf-8")
+    printed(capsys, "review", "make", "--control", "old.csv", "--treatment", "new.csv", "--out", "review")
+    for extra in ((), ("--json",)):
+        error = told(capsys, "review", "read", "review", *extra)
+        assert (
+            "review/sheet.csv: no row has both ratings; fill left_rating and right_rating with good, fair or" in error
+        )
+    with open("review/sheet.csv", encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    with open("half.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows([{**row, "left_rating": "good"} for row in rows])
+    assert "half.csv: no row has both ratings" in told(capsys, "review", "read", "review", "--sheets", "half.csv")

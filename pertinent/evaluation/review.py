@@ -176,7 +176,7 @@ def make_review(config: ReviewConfig) -> Sheet:
 def read_review(config: ReviewReadConfig) -> ReviewResult:
     """What the filled sheets say; left out, the one in the folder.
 
-    Raises DataError for a rating that is none, and for rows that are not in the key.
+    Raises DataError for a rating that is none, for rows that are not in the key, and where nothing is rated.
     """
     folder = Path(config.folder)
     if not (folder / KEY).is_file():
@@ -184,6 +184,9 @@ def read_review(config: ReviewReadConfig) -> ReviewResult:
     key = read_json(folder / KEY)
     paths = [Path(path) for path in config.sheets] or [folder / SHEET]
     ratings = [_ratings(path, key["left"]) for path in paths]
+    if not any(ratings):
+        fix = "fill left_rating and right_rating with good, fair or bad (or g, f, b)"
+        raise DataError("no row has both ratings", path=" and ".join(map(str, paths)), fix=fix)
     return summarize(key, ratings, config.resamples, config.seed)
 
 

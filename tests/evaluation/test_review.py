@@ -112,8 +112,12 @@ def test_raters_are_put_together_and_their_agreement_is_told(config: dict[str, A
     result = read_review(ReviewReadConfig(folder=made.folder, sheets=(one, two)))
     assert (result.raters, result.rows, result.wins, result.ties) == (2, 180, 90, 90)
     assert result.agreement == 0.5
-    none = read_review(ReviewReadConfig(folder=made.folder, sheets=(half,)))
-    assert (none.rows, none.unrated) == (0, 90)
+    assert read_review(ReviewReadConfig(folder=made.folder, sheets=(one, half))).unrated == 90
+    with pytest.raises(DataError, match=r"half\.csv: no row has both ratings; fill left_rating and right_rating"):
+        read_review(ReviewReadConfig(folder=made.folder, sheets=(half,)))
+    key = {"left": {"1": "control"}, "queries": {"1": "tea"}}
+    none = summarize(key, [{}], 200, 0)
+    assert (none.rows, none.unrated) == (0, 1)
     assert np.isnan(none.balance.value)
     assert np.isnan(none.agreement)
 
