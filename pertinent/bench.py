@@ -136,6 +136,7 @@ def bench(config: BenchConfig) -> Bench:
     if config.report is not None:
         from pertinent.artifact import write_text
 
+        Path(config.report).parent.mkdir(parents=True, exist_ok=True)
         write_text(Path(config.report), bench_page(found))
     return found
 

@@ -203,7 +203,7 @@ COMMANDS: dict[str, Command] = {
         "train a relevance model from judgments",
         "pertinent.training.run:TrainConfig",
         "pertinent.training.run:train",
-        "pertinent.commands:show_artifact",
+        "pertinent.commands:show_trained",
         (
             Flag("--judgments", "judgments", "table with query, title (or item_id) and grade", metavar="FILE"),
             ITEMS,

@@ -297,11 +297,14 @@ def show_ranking(result: Ranking, config: ScoreConfig) -> None:
 
 def show_evaluation(result: Evaluation, config: EvaluateConfig) -> None:
     """Print the metrics with their intervals."""
-    rows = [
-        [name, _number(entry["value"]), f"{_number(entry['low'])} to {_number(entry['high'])}"]
-        for name, entry in plain(result)["metrics"].items()
-    ]
+    rows = [[name, *_estimate_cells(entry)] for name, entry in plain(result)["metrics"].items()]
     print_table(["metric", "value", "95% interval"], rows)
+    print_lines(
+        [
+            f"{len(result.scores):,} pairs of {len(result.queries):,} queries, {int(result.relevant.sum()):,} relevant "
+            f"(grade {result.positive_grade:g} or more); {result.ranked_queries:,} queries count in ranking metrics"
+        ]
+    )
     if result.robustness:
         from pertinent.evaluation.robust_table import LOSS_HEAD, loss_rows
 
@@ -323,6 +326,24 @@ def show_artifact(result: Artifact | PlainFolder, config: Config) -> None:
         print_table(["metric", "value"], [[name, _number(value)] for name, value in metrics.items()])
     if "int8" in result.metrics:
         print_table(["int8 gate", ""], _gate_rows(result.metrics["int8"]))
+
+
+def show_trained(result: Artifact, config: Config) -> None:
+    """Print where the model is, and what it is worth on the splits that it has not learned from."""
+    print_lines([f"{result.kind} {result.version} in {result.path}"])
+    splits = {name: result.metrics[name] for name in ("valid", "test") if name in result.metrics}
+    rows = [
+        [name, *(cell for found in splits.values() for cell in _estimate_cells(found[name]))]
+        for name in splits["valid"]
+    ]
+    print_table(["metric", *(head for split in splits for head in (split, "95% interval"))], rows)
+    chosen = result.metrics["selection"]
+    print_lines([f"weights of step {chosen['step']:,} of {chosen['steps']:,}", f"model card: {result.path}/README.md"])
+
+
+def _estimate_cells(entry: Mapping[str, Any]) -> tuple[str, str]:
+    """A value with its interval, as two cells of a table."""
+    return _number(entry["value"]), f"{_number(entry['low'])} to {_number(entry['high'])}"
 
 
 def _gate_rows(gate: Mapping[str, Any]) -> list[list[str]]:
@@ -418,6 +439,9 @@ def show_arms(result: ArmResult, config: Config) -> None:
     print_table(HEAD, result.rows())
     users = f"{result.users[0]:,} users in {result.control}, {result.users[1]:,} in {result.treatment}"
     print_lines([f"{users}; sample-ratio check p = {result.sample_ratio_p:.3f}", *result.notes])
+    report = getattr(config, "report", None)
+    if report:
+        print_lines([f"report: {report}"])
 
 
 def show_sheet(result: Sheet, config: Config) -> None:

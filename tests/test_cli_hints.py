@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pertinent.artifact import Artifact
 from pertinent.cli import main
 
 ITEMS = "item_id,title\na,Tea pot\nb,Größe ü cable\n"
@@ -128,6 +130,44 @@ def test_a_catalog_in_parts_is_a_catalog(shop: Path, capsys: pytest.CaptureFixtu
     for name in "ab":
         pq.write_table(pa.table({"item_id": [name], "title": [f"tea {name}"]}), f"items.parquet/part-{name}.parquet")
     assert "2 of 2 items, by bm25" in printed(capsys, "score", "tea", "--items", "items.parquet", "--model", "bm25")
+
+
+# ---------------------------------------------------------------- what a command says when it is done
+
+
+def test_evaluate_says_how_much_was_judged(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = printed(capsys, "evaluate", "bm25", "--judgments", "judgments.csv", "--positive-grade", "1")
+    assert said.endswith("4 pairs of 2 queries, 2 relevant (grade 1 or more); 2 queries count in ranking metrics\n")
+
+
+@pytest.mark.parametrize("argv", [("evaluate", "bm25", "--judgments", "judgments.csv"), ("compare", "log.csv")])
+def test_the_folder_of_a_report_is_made(argv: tuple[str, ...], shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = printed(capsys, *argv, "--report", "new/folder/report.html")
+    assert "report: new/folder/report.html" in said
+    assert Path("new/folder/report.html").is_file()
+    assert Path("new/folder/report.json").is_file()
+
+
+def test_the_end_of_a_training_shows_quality_on_the_held_out_splits(capsys: pytest.CaptureFixture[str]) -> None:
+    from pertinent.commands import show_trained
+    from pertinent.training.run import TrainConfig
+
+    known = {"value": 0.75, "low": 0.5, "high": 0.875}
+    metrics: dict[str, Any] = {
+        "valid": {"auc": known, "mrr": {**known, "value": None}},
+        "test": {"auc": {**known, "low": None, "high": None}, "mrr": known},
+        "selection": {"auc": 0.7, "step": 3, "steps": 4},
+    }
+    made = Artifact(Path("runs/model"), {"kind": "model", "version": "abc", "metrics": metrics})
+    show_trained(made, TrainConfig(judgments="judgments.csv"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "model abc in runs/model"
+    assert [line.split() for line in lines[1:4]] == [
+        ["metric", "valid", "95%", "interval", "test", "95%", "interval"],
+        ["auc", "0.7500", "0.5000", "to", "0.8750", "0.7500", "-", "to", "-"],
+        ["mrr", "-", "0.5000", "to", "0.8750", "0.7500", "0.5000", "to", "0.8750"],
+    ]
+    assert lines[4:] == ["weights of step 3 of 4", "model card: runs/model/README.md"]
 
 
 # ---------------------------------------------------------------- reviews

@@ -156,6 +156,7 @@ def compare_log(config: CompareConfig) -> ArmResult:
         notes=notes,
     )
     if config.report is not None:
+        Path(config.report).parent.mkdir(parents=True, exist_ok=True)
         write_text(config.report, _page(result))
         write_json(Path(config.report).with_suffix(".json"), result.plain())
     return result
