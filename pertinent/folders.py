@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 
 from pertinent.errors import ArtifactError, need
+
+_WEIGHTS = ("*.json", "*.txt", "*.safetensors")
+_STARTS = "give shipped, a model folder, a Hugging Face model folder, package:NAME/FOLDER or hub:OWNER/NAME"
 
 
 def shipped_folder() -> Path:
@@ -14,9 +18,10 @@ def shipped_folder() -> Path:
 
 
 def locate(start: str | Path) -> Path:
-    """The folder of pretrained weights: a path, ``package:name/folder``, or a hub name.
+    """The folder of pretrained weights: a path, ``package:name/folder``, ``owner/name`` or ``hub:owner/name``.
 
-    A hub name is looked for in the local hub cache, and fetched only where the environment allows.
+    The name of a model on the Hugging Face hub is looked for in the local cache. Only with ``hub:`` before it is
+    it fetched where it is not there, so that a mistyped folder never asks the network.
     """
     text = str(start)
     if text.startswith("package:"):
@@ -28,11 +33,23 @@ def locate(start: str | Path) -> Path:
     path = Path(start)
     if path.is_dir():
         return path
-    if text.startswith((".", "/", "~")) or text.count("/") > 1:
-        raise ArtifactError(f"{text}: no such folder; give a Hugging Face model folder or a hub name")
+    name = text.removeprefix("hub:")
+    if name == text and (text.startswith((".", "/", "~")) or text.count("/") != 1):
+        raise ArtifactError(f"{text}: no such folder; {_meant(path) or _STARTS}")
     hub = need("huggingface_hub", "train")
     try:
-        return Path(hub.snapshot_download(text, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
+        found = hub.snapshot_download(name, allow_patterns=_WEIGHTS, local_files_only=name == text)
+        return Path(found)
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ArtifactError(f"{text}: neither a folder here nor a model that could be fetched ({first})") from None
+        if name != text:
+            raise ArtifactError(f"{text}: cannot be fetched ({first})") from None
+        fix = _meant(path) or f"to fetch it: hub:{text}"
+        raise ArtifactError(f"{text}: neither a folder here nor a model in the local cache of the hub; {fix}") from None
+
+
+def _meant(path: Path) -> str | None:
+    """A question for the folder that was probably meant."""
+    names = [each.name for each in path.parent.iterdir() if each.is_dir()] if path.parent.is_dir() else []
+    near = get_close_matches(path.name, names, n=1)
+    return f"did you mean {path.parent / near[0]}?" if near else None

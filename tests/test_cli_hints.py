@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 from pertinent.artifact import Artifact
 from pertinent.cli import main
+from pertinent.errors import ArtifactError
+from pertinent.folders import locate
 
 ITEMS = "item_id,title\na,Tea pot\nb,Größe ü cable\n"
 JUDGMENTS = (
@@ -189,3 +192,49 @@ def test_a_review_that_nobody_filled_is_refused(shop: Path, capsys: pytest.Captu
         writer.writeheader()
         writer.writerows([{**row, "left_rating": "good"} for row in rows])
     assert "half.csv: no row has both ratings" in told(capsys, "review", "read", "review", "--sheets", "half.csv")
+
+
+# ---------------------------------------------------------------- what to start from
+
+
+def test_a_start_is_fetched_only_where_that_is_asked_for(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked: list[dict[str, Any]] = []
+
+    def fetch(name: str, **named: Any) -> str:
+        asked.append({"name": name, **named})
+        raise OSError("not in the cache")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    for name in ("typo", "shiped"):
+        with pytest.raises(
+            ArtifactError, match=rf"{name}: no such folder; give shipped, a model folder.*hub:OWNER/NAME"
+        ):
+            locate(name)
+    assert asked == []
+    with pytest.raises(ArtifactError, match=r"owner/name: .*nor .* local cache .*; to fetch it: hub:owner/name"):
+        locate("owner/name")
+    assert [call["local_files_only"] for call in asked] == [True]
+    with pytest.raises(ArtifactError, match=r"hub:owner/name: cannot be fetched \(not in the cache\)"):
+        locate("hub:owner/name")
+    assert [call["local_files_only"] for call in asked] == [True, False]
+    assert {call["name"] for call in asked} == {"owner/name"}
+
+
+def test_a_mistyped_start_names_the_folder_that_was_meant(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("runs/model").mkdir(parents=True)
+    error = told(capsys, "train", "--judgments", "words.csv", "--start", "runs/modle")
+    assert "no such file" in error  # files come first
+    judged = "".join(f"q{n},t{n},{n % 2}\n" for n in range(60))
+    Path("many.csv").write_text(f"query,title,grade\n{judged}", encoding="utf-8")
+    error = told(capsys, "train", "--judgments", "many.csv", "--start", "runs/modle")
+    assert re.search(r"runs/modle: neither a folder here nor a model in .*; did you mean runs/model\?", error)
+
+
+def test_a_network_of_another_type_needs_no_start(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    judged = "".join(f"q{n},t{n},{n % 2}\n" for n in range(60))
+    Path("many.csv").write_text(f"query,title,grade\n{judged}", encoding="utf-8")
+    error = told(capsys, "train", "--judgments", "many.csv", "--set", "model={type: barl_ase}")
+    assert "model.type: the start is ei_src; to train barl_ase from random weights: start: null" in error
+    assert "--set start=null" in error

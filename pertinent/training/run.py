@@ -64,8 +64,8 @@ PACKAGES = ("pertinent", "torch", "transformers", "tokenizers", "numpy")
 class StartConfig(LoopConfig):
     """What a training run starts from.
 
-    ``start`` is ``shipped``, a model artifact, a Hugging Face BERT folder or name, or
-    ``package:NAME/FOLDER``; none starts from random weights with the words of ``tokenizer``, a
+    ``start`` is ``shipped``, a model artifact, a Hugging Face BERT folder, ``package:NAME/FOLDER`` or
+    ``hub:OWNER/NAME``; none starts from random weights with the words of ``tokenizer``, a
     folder or package folder with ``tokenizer.json`` (left out: those of the shipped model).
     ``lexicon`` is a folder of ``pertinent lexicon``, whose words get tokens of their own.
     ``layers`` picks layers of a BERT. ``model`` overrides sizes of the network, ``pairs`` is the
@@ -125,7 +125,7 @@ class TrainConfig(StartConfig, FitConfig):
     @model_validator(mode="after")
     def _one_source(self) -> TrainConfig:
         if (self.judgments is None) == (self.sample is None):
-            raise ValueError("give judgments: FILE, or sample: NAME")
+            raise ValueError("give --judgments FILE (the setting judgments), or a judged sample (--set sample=esci)")
         if self.neighbors is not None and (self.clicks is not None or self.examples):
             raise ValueError("neighbors: pairs of clicks and examples name no item to leave out; leave them away")
         if abs(sum(self.split_fractions) - 1) > 1e-9 or min(self.split_fractions) < 0:
@@ -306,6 +306,12 @@ def _refuse_changes(config: StartConfig, network: Any, pairs: PairTokenizer) -> 
     if config.layers is not None:
         raise ConfigError("layers: a model artifact keeps all its layers; leave it out, or start from a BERT folder")
     own = network.config.plain()
+    wanted = (config.model or {}).get("type", own["type"])
+    if wanted != own["type"]:
+        raise ConfigError(
+            f"model.type: the start is {own['type']}; to train {wanted} from random weights: start: null "
+            "(--set start=null)"
+        )
     for key, value in (config.model or {}).items():
         if own.get(key) != value and key not in WIRING and (key, value) != ("term_classes", True):
             raise ConfigError(f"model.{key}: {value}, but the start has {own.get(key)}; leave it out")

