@@ -169,7 +169,8 @@ def _problems(cls: type[Config], error: ValidationError, source: str) -> list[st
             lines.append(f"{source}: {dotted}: this setting is required")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{source}: {dotted or 'settings'}: {message}, got {shorten(value)}")
+            # About several settings together; what came is all of them.
+            lines.append(f"{source}: {dotted}: {message}, got {shorten(value)}" if dotted else f"{source}: {message}")
     return lines
 
 

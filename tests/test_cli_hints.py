@@ -238,3 +238,31 @@ def test_a_network_of_another_type_needs_no_start(shop: Path, capsys: pytest.Cap
     error = told(capsys, "train", "--judgments", "many.csv", "--set", "model={type: barl_ase}")
     assert "model.type: the start is ei_src; to train barl_ase from random weights: start: null" in error
     assert "--set start=null" in error
+
+
+# ---------------------------------------------------------------- nothing given
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("train", ("--judgments",)),
+        ("pretrain", ("--titles", "--queries", "--examples")),
+        ("data weak", ("--clusters", "--catalogs")),
+    ],
+)
+def test_a_command_without_arguments_names_the_flags_it_needs(
+    command: str, flags: tuple[str, ...], shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = told(capsys, *command.split())
+    assert all(flag in error for flag in flags)
+    assert "progress" not in error
+    assert "got {" not in error
+
+
+def test_an_unknown_sample_is_answered_with_those_that_would_do(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (("data", "synthesize", "--out", "made", "--sample", "foo"), ("train", "--set", "sample=foo")):
+        error = told(capsys, *command)
+        assert "there is no sample 'foo'; with judgments: esci, icecat\n" in error
+    error = told(capsys, "data", "synthesize", "--out", "made", "--sample", "ubi")
+    assert "the sample 'ubi' has no judgments; with judgments: esci, icecat" in error

@@ -51,9 +51,10 @@ def read_sample(name: str) -> tuple[list[Item], list[Judgment]]:
     >>> len(items), len(judgments)
     (19406, 2589)
     """
-    folder = sample_path(name)
     if name not in JUDGED:
-        raise DataError(f"the sample {name!r} has no judgments", fix=f"with judgments: {', '.join(JUDGED)}")
+        problem = f"the sample {name!r} has no judgments" if name in SAMPLES else f"there is no sample {name!r}"
+        raise DataError(problem, fix=f"with judgments: {', '.join(JUDGED)}")
+    folder = sample_path(name)
     items = read_items(folder / "items.parquet")
     return items, read_judgments(folder / "judgments.parquet", items)
 

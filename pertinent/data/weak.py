@@ -66,7 +66,7 @@ class WeakConfig(Config):
     @model_validator(mode="after")
     def _some_tables(self) -> Self:
         if not (self.clusters or self.catalogs):
-            raise ValueError("give tables with titles: clusters, catalogs or both")
+            raise ValueError("give tables with titles: --clusters, --catalogs (the settings of these names) or both")
         return self
 
 

@@ -91,7 +91,10 @@ class PretrainConfig(StartConfig):
     @model_validator(mode="after")
     def _some_texts(self) -> PretrainConfig:
         if not (self.titles or self.queries or self.examples or self.clicks):
-            raise ValueError("give texts to learn from: titles, queries, examples or clicks")
+            raise ValueError(
+                "give texts to learn from: --titles, --queries or --examples (the settings titles, queries, examples), "
+                "or clicks (--set clicks=FOLDER)"
+            )
         return self
 
 

@@ -432,7 +432,7 @@ def test_what_cannot_be_made_is_refused_with_what_to_do(small, tmp_path):
         synthesize(config(small, events=5))
     with pytest.raises(ConfigError, match="aliases: 500 need 1500 groups of 5 items or more"):
         synthesize(config(small, aliases=500))
-    with pytest.raises(DataError, match="no sample 'amazon'; allowed"):
+    with pytest.raises(DataError, match="no sample 'amazon'; with judgments: esci, icecat"):
         synthesize(SynthesizeConfig(out=str(tmp_path / "x"), sample="amazon"))
     with pytest.raises(DataError, match="'wands' has no judgments"):
         synthesize(SynthesizeConfig(out=str(tmp_path / "x"), sample="wands"))
