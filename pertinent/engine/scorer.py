@@ -247,7 +247,12 @@ class Scorer:
 
         Raises ArtifactError where they are of another version of the model.
         """
-        return index.check_states(self.version).rows if self._state_width and index.states is not None else None
+        if not self._state_width or index.states is None:
+            return None
+        rows = index.check_states(self.version).rows
+        if not isinstance(self.backend, RowBackend):
+            assert self._late is not None  # opened before anyone waits for it
+        return rows
 
     def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """The calibrated probabilities of logits, as ``score`` gives them."""

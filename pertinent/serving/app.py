@@ -413,11 +413,16 @@ class App:
         limit = self.config.queue.deadline_ms
         deadline = exchange.started + min(limit, body.deadline_ms or limit) / 1000
         plan = native.behavior_plan(prepared, served)
-        result = await self._unless_gone(
-            exchange, self._behaved(served, prepared.work, plan, exchange.key, deadline, body.partial or body.fallback)
-        )
-        scores, _ = self._scores(result, prepared.blank, served)
-        scores = scores if plan is None else plan.relevance(scores)
+        try:
+            result, scores = await self._relevances(exchange, prepared, served, plan, deadline)
+        except (Refused, DeadlinePassed, Closed, ClientGone, WireError):
+            raise
+        except Exception as error:
+            if not body.fallback:
+                raise
+            _log.error("request %s: the model failed, word overlap stands in", exchange.request_id, exc_info=error)
+            plan, result = None, Result.none(len(prepared.work))
+            scores = result.logits
         self.metrics.bad("unknown", len(prepared.unknown))
         if not result.scored.all():
             self.metrics.late(partial=True)
@@ -429,6 +434,21 @@ class App:
             reply = native.reply(*told)
         headers = _headers(served, result, len(prepared.blank) + len(prepared.unknown), repaired, [])
         return Reply(msgspec.json.encode(reply), headers=headers)
+
+    async def _relevances(
+        self,
+        exchange: Exchange,
+        prepared: native.Prepared,
+        served: Served,
+        plan: behavior.Plan | None,
+        deadline: float,
+    ) -> tuple[Result, NDArray[np.float32]]:
+        """What became of the pairs of a request, and their probabilities."""
+        partial = prepared.body.partial or prepared.body.fallback
+        work = self._behaved(served, prepared.work, plan, exchange.key, deadline, partial)
+        result = await self._unless_gone(exchange, work)
+        scores, _ = self._scores(result, prepared.blank, served)
+        return result, scores if plan is None else plan.relevance(scores)
 
     async def _scored(self, served: Served, work: Work, key: str, deadline: float, partial: bool) -> Result:
         caches = self.caches.of(served)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pertinent.config import Config
-from pertinent.engine.cache import CacheCounts, Found, Level, MemoryScores, ScoreCaches, score_stamp
+from pertinent.engine.cache import CacheCounts, Found, Level, MemoryScores, ScoreCaches, of_states, score_stamp
 from pertinent.engine.pieces import item_digests
 from pertinent.engine.redis_scores import RedisScores
 from pertinent.serving.queue import Result, ScoringQueue, Work
@@ -109,6 +109,8 @@ def _look_up(
     else:
         assert served.index is not None and work.rows is not None
         items = np.asarray(served.index.digests[work.rows])
+        if work.states is not None:
+            items = of_states(items)
     cut = served.scorer.pairs.encode_queries(work.queries).truncated[work.query_rows]
     return queries, items, caches.find(queries, work.query_rows, items), cut
 

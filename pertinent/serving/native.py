@@ -138,7 +138,9 @@ class RelevanceReply(msgspec.Struct, omit_defaults=True):
     has the places of ids that are not in the index, ``unscored`` those that a deadline left out. ``blank``
     has places of texts with nothing in them; they stay, with the lowest relevance. ``scorers`` names who scored
     each item where that was not the model alone: ``cached``, ``model``, ``behavior``, ``behavior+model`` for both by
-    their history, or ``lexical`` for what a deadline left. ``behavior`` is the model that reads neighbors.
+    their history, or ``lexical`` for what a deadline or a model that failed has left, which ``stood_in`` tells
+    apart. ``states`` says that the model went on from the item states of the index. ``behavior`` is the model that
+    reads neighbors.
     """
 
     request_id: str
@@ -152,9 +154,11 @@ class RelevanceReply(msgspec.Struct, omit_defaults=True):
     timings_ms: dict[str, float]
     tiers: list[int] | None = None
     scorers: list[str] | None = None
+    states: bool = False
     behavior: str | None = None
     filtered: Filtered | None = None
     partial: bool = False
+    stood_in: Literal["deadline", "failure"] | None = None
     scored: int = 0
     unknown: list[int] = []
     unscored: list[int] = []
@@ -194,7 +198,8 @@ def prepare(body: RelevanceBody, served: Served, limits: Limits, repaired: int =
         found = _found(body, served, limits)
         count, places, unknown = len(found), np.flatnonzero(found >= 0), np.flatnonzero(found < 0)
         assert served.index is not None
-        work, blank = Work.of_items(body.query, served.index.tokens, found[places]), np.zeros(0, dtype=np.int64)
+        work = Work.of_items(body.query, served.index.tokens, found[places], served.states)
+        blank = np.zeros(0, dtype=np.int64)
     if count == 0:
         raise WireError(400, f"{given[0]} is an empty list; give at least one", "empty_documents", given[0])
     if len(body.query) + sum(len(text or "") for text in body.texts or ()) > limits.characters:
@@ -260,6 +265,7 @@ def reply(
         timings_ms={name: round(1000 * value, 3) for name, value in result.seconds.items()},
         tiers=None if levels is None else levels[order].tolist(),
         scorers=scorers,
+        states=prepared.work.states is not None,
         behavior=None if plan is None else plan.name,
         filtered=filtered,
         partial=not bool(result.scored.all()),
@@ -271,6 +277,7 @@ def reply(
     )
     cut = result.truncated[done][order]
     if body.fallback and answer.unscored:
+        answer.stood_in = "failure" if result.failed else "deadline"
         cut = np.concatenate([cut, _append_lexical(prepared, answer, result, served)])
     if body.explain:
         answer.items = _explained(prepared, answer, cut, served)

@@ -141,6 +141,7 @@ class Result:
 
     ``tokens`` counts those that were computed, ``seconds`` are by stage: ``queue`` until the first unit,
     ``tokenize`` and ``score`` summed over threads, ``total``. ``cached`` is True where a cache had the score.
+    ``failed`` says that an error, not the time, kept the others from being scored.
     """
 
     logits: NDArray[np.float32]  # [n]
@@ -149,6 +150,13 @@ class Result:
     tokens: int
     seconds: dict[str, float]
     cached: NDArray[np.bool_] | None = None  # [n]
+    failed: bool = False
+
+    @classmethod
+    def none(cls, pairs: int) -> Result:
+        """Of so many pairs none is scored, as the model failed."""
+        no, seconds = np.zeros(pairs, dtype=np.bool_), dict.fromkeys(("queue", "tokenize", "score", "total"), 0.0)
+        return cls(np.zeros(pairs, dtype=np.float32), no, no.copy(), 0, seconds, failed=True)
 
 
 class Observer(Protocol):

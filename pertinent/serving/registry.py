@@ -6,6 +6,7 @@ version is opened and checked beside the old one, which stays where the new one 
 
 from __future__ import annotations
 
+import atexit
 import gc
 import logging
 import time
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from pertinent.artifact import MANIFEST, open_artifact
+from pertinent.engine.arrays import Ragged
 from pertinent.engine.behavior import BehaviorScorer
 from pertinent.engine.cache import score_stamp
 from pertinent.engine.hot_pairs import HotPairs
 from pertinent.engine.index import ItemIndex
 from pertinent.engine.scorer import Scorer
-from pertinent.errors import ConfigError, PertinentError
+from pertinent.errors import ArtifactError, ConfigError, PertinentError
 from pertinent.folders import shipped_folder
 from pertinent.lexicon.token_cache import TokenCache
 from pertinent.serving.behavior import Neighbors
@@ -57,8 +59,18 @@ class Source:
         index = None if self.index is None else ItemIndex.open(self.index, scorer.pairs)
         if self.token_mb:
             scorer.pairs.cache = TokenCache(int(self.token_mb * 2**20))
-        neighbors = self._neighbors(scorer, index)
-        return Served(self.name, scorer, index, thresholds, self._hot(scorer, first), neighbors)
+        neighbors, states = self._neighbors(scorer, index), self._states(scorer, index)
+        return Served(self.name, scorer, index, thresholds, self._hot(scorer, first), neighbors, states)
+
+    def _states(self, scorer: Scorer, index: ItemIndex | None) -> Ragged | None:
+        """What a late join knows of the items ahead; tokens do where that is of another version of the model."""
+        if index is None:
+            return None
+        try:
+            return scorer.states_of(index)
+        except ArtifactError as error:
+            _log.warning("model %s: item states are not used, titles are computed: %s", self.name, error)
+            return None
 
     def _neighbors(self, scorer: Scorer, index: ItemIndex | None) -> Neighbors | None:
         if self.behavior is None:
@@ -105,6 +117,7 @@ class Served:
     thresholds: Mapping[str, Any] | None = None
     hot: HotPairs | None = None
     neighbors: Neighbors | None = None
+    states: Ragged | None = None  # of the items of the index, where the model scores from them
     loaded: float = field(default_factory=time.time)
 
     @property
@@ -188,6 +201,10 @@ class Registry:
             _log.info("model %s: version %s is served", name, fresh.version)
         settle_memory()
         return outcome
+
+
+# Frozen objects are not taken down when the interpreter ends, and what native code holds would be told as a leak.
+atexit.register(gc.unfreeze)
 
 
 def settle_memory() -> None:

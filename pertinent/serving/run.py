@@ -237,6 +237,8 @@ class _Bridge(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, asyncio.CancelledError):  # a second signal has cut what was under way: no fault of anyone
+            return
         values = {"error": f"{type(error).__name__}: {error}"} if error is not None else {}
         self._log.event("log", level=record.levelname.lower(), message=record.getMessage(), **values)
 

@@ -215,6 +215,7 @@ def test_sigterm_in_the_middle_of_a_swap_ends_with_0_and_cuts_no_answer(server: 
         thread.join()
     assert set(codes) == {200}
     assert not any('"status":5' in line for line in server.lines)
+    assert all(line.startswith("{") for line in server.lines[1:]), "nothing but its log, no trace and no leak"
 
 
 # What audit hooks see of the network, told on a file; and then a wrong clock on top.
