@@ -133,7 +133,9 @@ COLUMNS = Flag(
     renames,
     "YOURS=OURS,...",
 )
-BACKEND = Flag("--backend", "backend", "native, onnx, onnx-int8, torch or cuda; left out: the best there is", metavar="NAME")
+BACKEND = Flag(
+    "--backend", "backend", "native, onnx, onnx-int8, torch or cuda; left out: the best there is", metavar="NAME"
+)
 THREADS = Flag("--threads", "threads", "processor threads to use", positive, "N")
 OUT = Flag("--out", "out", "where to write", metavar="FOLDER")
 
@@ -433,6 +435,21 @@ COMMANDS: dict[str, Command] = {
         (
             "pertinent data synthesize --out runs/shop --seed 0 --events 100000",
             "pertinent data synthesize --out runs/shop --config configs/synthesize.yaml",
+        ),
+    ),
+    "data public": Command(
+        "turn a public data set, in the files that its owners publish, into tables that every command reads",
+        "pertinent.data.convert:PublicConfig",
+        "pertinent.data.convert:convert",
+        "pertinent.commands:show_public",
+        (
+            Flag("dataset", "dataset", "beir, crowdflower, esci, home_depot, trec or wands"),
+            Flag("--files", "files", "the folder of the official files", metavar="FOLDER"),
+            Flag("--out", "out", "the folder to write", metavar="FOLDER"),
+        ),
+        (
+            "pertinent data public wands --files WANDS/dataset --out runs/wands",
+            "pertinent data public esci --files shopping_queries_dataset --out runs/esci",
         ),
     ),
     "data weak": Command(

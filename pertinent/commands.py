@@ -27,6 +27,7 @@ from pertinent.records import Item, Judgment, PairScorer, Scored
 if TYPE_CHECKING:
     from pertinent.bench import Bench, BenchConfig
     from pertinent.bulk import BulkResult
+    from pertinent.data.convert import PublicTables
     from pertinent.data.weak import WeakTable
     from pertinent.doctor import Health
     from pertinent.engine.behavior import Spoken
@@ -359,6 +360,17 @@ def show_weak(result: WeakTable, config: Config) -> None:
     """Print how many pairs each rule gave."""
     print_table(["rule", "relevant", "not"], [[r["rule"], str(r["relevant"]), str(r["not"])] for r in result.rows])
     print_lines([f"{result.left_out:,} pairs of judged queries left out", f"pairs: {result.path}"])
+
+
+def show_public(result: PublicTables, config: Config) -> None:
+    """Print what was written, and under which terms."""
+    print_lines(
+        [
+            f"{result.items:,} items, {result.judgments:,} judgments of {result.queries:,} queries: {result.folder}",
+            f"license: {result.license}",
+            f"to cite: {result.citation}",
+        ]
+    )
 
 
 def show_pretrained(result: Artifact, config: Config) -> None:

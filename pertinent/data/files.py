@@ -9,9 +9,10 @@ import csv
 import difflib
 import gzip
 import json
+import os
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -402,3 +403,17 @@ def _undecodable_line(path: Path, encoding: str) -> int | None:
     except (EOFError, zlib.error):
         return first_unreadable_line(path)
     return None
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table as CSV, folders and all; it is there as a whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(header)
+            writer.writerows(rows)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -6,8 +6,6 @@ its rule, so that each can be weighed or left out. Queries of judgments are neve
 
 from __future__ import annotations
 
-import csv
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from pertinent.config import Config
+from pertinent.data.files import write_csv
 from pertinent.data.readers import read_table
 from pertinent.data.tables import Table
 from pertinent.errors import DataError
@@ -116,7 +115,7 @@ def weak(config: WeakConfig) -> WeakTable:
     if not kept:
         raise DataError("no rule found a pair", fix="check the columns named in attributes and categories")
     out = Path(config.out)
-    _write(out, kept)
+    write_csv(out, WeakPair._fields, kept)
     counts = defaultdict[str, list[int]](lambda: [0, 0])
     for pair in kept:
         counts[pair.rule][int(pair.grade)] += 1
@@ -351,16 +350,3 @@ def _consistent(pairs: Iterable[WeakPair]) -> list[WeakPair]:
         if first.setdefault(key, pair).grade != pair.grade:
             torn.add(key)
     return [pair for key, pair in first.items() if key not in torn]
-
-
-def _write(path: Path, pairs: Sequence[WeakPair]) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(WeakPair._fields)
-            writer.writerows(pairs)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

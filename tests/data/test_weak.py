@@ -130,7 +130,7 @@ def test_judged_queries_are_left_out_and_rules_that_disagree_are_dropped(tmp_pat
     assert set(table.columns) == {"query", "title", "grade", "rule"}
     with pytest.raises(DataError, match="no rule found a pair"):
         weak(WeakConfig.build({"catalogs": catalog, "attributes": [["brand"]], "categories": "none", "out": str(out)}))
-    with pytest.raises(ConfigError, match="clusters, catalogs or both"):
+    with pytest.raises(ConfigError, match="--clusters, --catalogs"):
         WeakConfig.build({"spans": catalog})
 
 
