@@ -244,7 +244,10 @@ def _parts(config: StudyConfig, data: JudgedData, out: Path) -> tuple[list[Part]
     else:
         judged = data.of(config.split)
         if not judged:
-            raise ConfigError(f"split: the judgments have no rows of split {config.split!r}")
+            raise ConfigError(
+                f"split: {config.judgments or config.sample} has no rows of split {config.split!r}; name another split, "
+                "or set folds, which measure every query"
+            )
         whole = Part(data, judged, np.arange(len(judged)), _source(config))
         return [whole], whole
     by_place = {int(place): row for part in parts for place, row in zip(part.places, part.judged, strict=True)}

@@ -188,8 +188,8 @@ class Scorer:
         Items are records, titles, or mappings with ``title`` (and ``item_id``), or an ``ItemIndex``.
         Where no id is given, the place in the list is the id.
         """
-        if top is not None and top < 0:
-            raise DataError(f"top is {top}", fix="give 0 or more, or None for all items")
+        if top is not None and (not isinstance(top, (int, np.integer)) or top < 0):
+            raise DataError(f"top is {shorten(top)}", fix="give a whole number, 0 or more, or None for all items")
         if isinstance(items, ItemIndex):
             scores = self.score_index(query, items)
             best = _best(scores, top)
@@ -401,6 +401,8 @@ def _texts(values: Sequence[str | None], what: str) -> list[str]:
 def _listed(values: Any) -> Any:
     if isinstance(values, (str, bytes, Mapping)):
         raise DataError(f"a list of titles is needed, got one {type(values).__name__}", fix="put it in a list")
+    if not isinstance(values, Iterable):
+        raise DataError(f"a list of titles is needed, got {shorten(values)}", fix="give a list, empty if need be")
     return values
 
 
