@@ -245,7 +245,7 @@ def _parts(config: StudyConfig, data: JudgedData, out: Path) -> tuple[list[Part]
         judged = data.of(config.split)
         if not judged:
             raise ConfigError(
-                f"split: {config.judgments or config.sample} has no rows of split {config.split!r}; name another split, "
+                f"split: {config.judgments or config.sample} has no rows of split {config.split!r}; name another, "
                 "or set folds, which measure every query"
             )
         whole = Part(data, judged, np.arange(len(judged)), _source(config))

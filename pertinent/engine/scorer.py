@@ -188,7 +188,7 @@ class Scorer:
         Items are records, titles, or mappings with ``title`` (and ``item_id``), or an ``ItemIndex``.
         Where no id is given, the place in the list is the id.
         """
-        if top is not None and (not isinstance(top, (int, np.integer)) or top < 0):
+        if top is not None and (top < 0 or top != int(top)):
             raise DataError(f"top is {shorten(top)}", fix="give a whole number, 0 or more, or None for all items")
         if isinstance(items, ItemIndex):
             scores = self.score_index(query, items)

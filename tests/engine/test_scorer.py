@@ -141,7 +141,7 @@ def test_rank_refuses_what_is_no_item(scorer: Scorer) -> None:
         scorer.rank("tea", [{"title": "a"}, {"name": "b"}])
     with pytest.raises(DataError, match="top is -1"):
         scorer.rank("tea", TITLES, top=-1)
-    with pytest.raises(DataError, match="top is 2.5; give a whole number"):
+    with pytest.raises(DataError, match=r"top is 2\.5; give a whole number"):
         scorer.rank("tea", TITLES, top=2.5)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="put it in a list"):
         scorer.rank("tea", "green tea")
