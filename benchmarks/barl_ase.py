@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/barl_ase.py --work runs/barl --out benchmarks/barl_ase.json
 
 Three shops (texts and judgments of the ESCI sample, behavior simulated, 100 made-up queries each), one model of
-each kind a shop. What a run found is kept in the work folder, so a stopped study goes on. Half of the made-up
-queries are for training, 15 % for choosing, 35 % for the test. Differences are means over shops of differences on
-the same test pairs; intervals and p-values draw whole queries again inside each shop.
+each kind a shop. What a run found is kept in the work folder, so a stopped study goes on, and shops can be run side by
+side (``--shops 0``); ``--report`` writes what is there. Half of the made-up queries are for training, 15 % for
+choosing, 35 % for the test. Differences are means over shops of differences on the same test pairs; intervals and
+p-values draw whole queries again inside each shop. Some rows are of the first shop alone.
 """
 
 from __future__ import annotations
@@ -45,10 +46,13 @@ from pertinent.training.data import JudgedData
 from pertinent.training.fit import FitConfig
 
 LAYOUT = PairConfig(query_length=16, item_length=17)
-SIZES: dict[str, Any] = {"hidden_size": 64, "attention_width": 64, "slots": 10}
-FIT: dict[str, Any] = {"epochs": 6, "batch_size": 256, "learning_rate": 1e-3, "early_stopping": 3, "warmup": 0.05}
+SIZES: dict[str, Any] = {"hidden_size": 64, "attention_width": 64, "slots": 6, "agreement": True}
+FIT: dict[str, Any] = {"epochs": 4, "batch_size": 128, "learning_rate": 1e-3, "early_stopping": 0, "warmup": 0.05}
 MINED: dict[str, Any] = {"min_exposures": 5, "min_ctr": 0.1}
-RESAMPLES = 1000
+RESAMPLES = 500
+# Rows whose difference is told for each part of the test pairs.
+BY_PART = ("text view alone", "noise neighbors", "tested on Icecat, text view alone")
+ICECAT = {"sample": "icecat", "aliases": 60}
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Setting:
     change: Callable[[ExampleNeighbors, int], ExampleNeighbors] | None = None
     mined: dict[str, Any] = field(default_factory=dict)
     shop: dict[str, Any] = field(default_factory=dict)
+    tested: dict[str, Any] | None = None  # another shop to test on; nothing of it is learned
+    against: str = "full"  # the row that this one is compared with
     shops: tuple[int, ...] = (0, 1, 2)
 
 
@@ -89,17 +95,16 @@ def shuffled(found: ExampleNeighbors, seed: int) -> ExampleNeighbors:
 SETTINGS: dict[str, Setting] = {
     "full": Setting(),
     "text view alone": Setting({"behavior": False}),
+    "noise neighbors": Setting(change=noise, against="text view alone"),
+    "no agreement, as in the paper": Setting({"agreement": False}),
     "no neighbor co-attention": Setting({"neighbor_attention": False}),
     "no target co-attention": Setting({"target_attention": False}),
     "no contrast": Setting(losses={"contrast": 0.0}),
     "no mutual learning": Setting(losses={"mutual": 0.0}),
     "no gate": Setting({"gate": False}),
-    "noise neighbors": Setting(change=noise),
     "no neighbor block": Setting({"neighbor_block": False}),
     "attention not shared": Setting({"shared_attention": False}),
     "no slot positions": Setting({"slot_positions": False}),
-    "with products": Setting({"products": True}),
-    "text view with products": Setting({"products": True, "behavior": False}),
     "contrast 0.02": Setting(losses={"contrast": 0.02}, shops=(0,)),
     "contrast 0.5": Setting(losses={"contrast": 0.5}, shops=(0,)),
     "mutual 0.05": Setting(losses={"mutual": 0.05}, shops=(0,)),
@@ -108,10 +113,12 @@ SETTINGS: dict[str, Setting] = {
     "temperature 1": Setting(losses={"temperature": 1.0}, shops=(0,)),
     "neighbors in any order": Setting(change=shuffled, shops=(0,)),
     "3 slots": Setting({"slots": 3}, shops=(0,)),
-    "20 slots": Setting({"slots": 20}, shops=(0,)),
+    "12 slots": Setting({"slots": 12}, shops=(0,)),
     "lists: 100 exposures, 0.2": Setting(mined={"min_exposures": 100, "min_ctr": 0.2}, shops=(0,)),
     "lists: 20 exposures, 0.1": Setting(mined={"min_exposures": 20, "min_ctr": 0.1}, shops=(0,)),
     "30 % clicks by mistake": Setting(shop={"noise": 0.3}, shops=(0,)),
+    "tested on Icecat": Setting(tested=ICECAT, against="tested on Icecat"),
+    "tested on Icecat, text view alone": Setting({"behavior": False}, tested=ICECAT, against="tested on Icecat"),
 }
 
 
@@ -134,6 +141,7 @@ class Shop:
         rows = duckdb.sql(f"select distinct query, source from '{self.folder / 'judgments.parquet'}'").fetchall()
         self.aliases = {query for query, source in rows if source == "alias"}
         judgments = read_judgments(self.folder / "judgments.parquet", self.items)
+        self.positive = 0.5 if "sample" in shop else 1.0  # Icecat has means of three raters
         self.judgments = [
             replace(row, split=split) for row, split in zip(judgments, self._splits(judgments), strict=True)
         ]
@@ -145,16 +153,17 @@ class Shop:
         return [d if row.query in self.aliases else row.split for row, d in zip(judgments, drawn, strict=True)]
 
 
-def run(shop: Shop, setting: Setting, seed: int, pairs: PairTokenizer) -> dict[str, Any]:
-    """Train one model; its scores and gates on the test pairs."""
+def run(shop: Shop, tested: Shop, setting: Setting, seed: int, pairs: PairTokenizer) -> dict[str, Any]:
+    """Train one model on a shop; its scores and gates on the test pairs of that one or another."""
     started = time.process_time()
     model = SIZES | setting.model
-    titles = {item.item_id: item.title for item in shop.items}
-    history = NeighborHistory.open(shop.mined, titles, model["slots"])
-    data = JudgedData(shop.judgments, None, 1.0)
-    sets = {}
-    for split in ("train", "valid", "test"):
+    sets, relevant = {}, {}
+    for split, of in (("train", shop), ("valid", shop), ("test", tested)):
+        titles = {item.item_id: item.title for item in of.items}
+        history = NeighborHistory.open(of.mined, titles, model["slots"])
+        data = JudgedData(of.judgments, None, of.positive)
         rows = data.of(split)
+        relevant[split] = data.relevant(rows)
         found = history.examples([row.query for row in rows], [row.item_id for row in rows])
         found = found if setting.change is None else setting.change(found, seed)
         sets[split] = replace(data.training_set(rows, pairs), neighbors=NeighborRows.build(pairs, found))
@@ -167,7 +176,6 @@ def run(shop: Shop, setting: Setting, seed: int, pairs: PairTokenizer) -> dict[s
     logits, gates = {}, {}
     for split in ("valid", "test"):
         logits[split], gates[split] = views(network, sets[split], pairs)
-    relevant = {split: data.relevant(data.of(split)) for split in ("valid", "test")}
     curve = fit_calibration("platt", logits["valid"], relevant["valid"].astype(np.float64))
     neighbors = sets["test"].neighbors
     assert neighbors is not None
@@ -252,6 +260,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--events", type=int, default=1_500_000)
     parser.add_argument("--only", nargs="*", help="names of settings; left out: all")
+    parser.add_argument("--report", action="store_true", help="only of what was found before; nothing is trained")
+    parser.add_argument("--shops", nargs="*", type=int, default=[0, 1, 2], help="which shops; left out: all")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
@@ -261,32 +271,43 @@ def main() -> None:
     shops: dict[str, Shop] = {}
     rows: dict[str, Any] = {}
     compared: dict[str, list[Any]] = {}
-    base: dict[int, Any] = {}
+    base: dict[tuple[str, int], Any] = {}
     for name in ["full", *(each for each in wanted if each != "full")]:
         setting = SETTINGS[name]
-        for seed in setting.shops:
-            key = f"{seed}{setting.shop}{setting.mined}"
-            if key not in shops:
-                shops[key] = Shop(args.work, seed, setting.shop, setting.mined, args)
-            shop = shops[key]
+        for seed in (each for each in setting.shops if each in args.shops):
             file = args.work / f"{name.replace(' ', '-').replace('%', '')}-{seed}.json"
+            if args.report and not file.is_file():
+                continue
+            shop, tested = (
+                opened(shops, args, seed, each, setting.mined)
+                for each in (setting.shop, setting.shop if setting.tested is None else setting.tested)
+            )
             if not file.is_file():
-                write_json(file, run(shop, setting, seed, pairs))
+                write_json(file, run(shop, tested, setting, seed, pairs))
             result = json.loads(file.read_text())
-            test = [row for row in shop.judgments if row.split == "test"]
-            relevant = np.array([row.grade >= 1 for row in test])
-            if name == "full":
-                base[seed] = result
-            # The parts of the full model's neighbors, so that all rows of the table speak of the same pairs.
-            parts = slices(shop, test, base[seed] if not (setting.shop or setting.mined) else result)
-            found = measured(shop, test, relevant, result, parts)
+            test = [row for row in tested.judgments if row.split == "test"]
+            relevant = np.array([row.grade >= tested.positive for row in test])
+            base[name, seed] = result
+            if (setting.against, seed) not in base:
+                continue
+            # The parts of the other row's neighbors, so that all rows of the table speak of the same pairs.
+            other = base[setting.against, seed]
+            parts = slices(tested, test, other)
+            found = measured(tested, test, relevant, result, parts)
             rows.setdefault(name, {})[str(seed)] = found
-            if not setting.shop:
-                queries = np.array([normalize(row.query) for row in test])
-                one, two = (np.array(each["logits"]) for each in (base[seed], result))
-                compared.setdefault(name, []).append((queries, relevant, one, two, parts))
+            queries = np.array([normalize(row.query) for row in test])
+            one, two = (np.array(each["logits"]) for each in (other, result))
+            compared.setdefault(name, []).append((queries, relevant, one, two, parts))
             print(name, seed, {k: round(v, 4) for k, v in found["auc"].items()}, flush=True)
     write_report(args, rows, compared)
+
+
+def opened(shops: dict[str, Shop], args: Any, seed: int, planted: Any, mined: Any) -> Shop:
+    """A shop with its lists, each opened once."""
+    key = f"{seed}{planted}{mined}"
+    if key not in shops:
+        shops[key] = Shop(args.work, seed, planted, mined, args)
+    return shops[key]
 
 
 def write_report(args: Any, rows: dict[str, Any], compared: dict[str, list[Any]]) -> None:
@@ -307,15 +328,19 @@ def write_report(args: Any, rows: dict[str, Any], compared: dict[str, list[Any]]
             "auc_by_shop": [each["auc"]["all"] for each in found.values()],
             **{each: float(np.mean([f[each] for f in found.values()])) for each in ("fnr", "macro_f1", "gate")},
         }
-        if name != "full" and name in compared:
-            entry["full_less_this"] = {
+        against = SETTINGS[name].against
+        if name != against:
+            key = f"{against.replace(' ', '_')}_less_this"
+            entry[key] = {
                 part: paired(
                     [(q[k[part]], r[k[part]], a[k[part]], b[k[part]]) for q, r, a, b, k in compared[name]], part
                 )
-                for part in ("all", "neighbor-aware", "neighbor-free", "made-up queries", "real queries")
+                for part in (compared[name][0][4] if name in BY_PART else ("all",))
             }
+            entry["gain_percent"] = 100 * entry[key]["all"]["value"] / entry["auc"]["all"]
+            print(key, entry[key]["all"])
         report["settings"][name] = entry
-        print(name, round(entry["auc"]["all"], 4), entry.get("full_less_this", {}).get("all"))
+        print(name, round(entry["auc"]["all"], 4), flush=True)
     if args.out is not None:
         write_json(args.out, report)
 

@@ -317,7 +317,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "behavior": Command(
-        "encode what users did, for a model that reads it; for BehaviorScorer and explain, serve does not read it yet",
+        "encode what users did, for a model that reads it: for serve, explain and BehaviorScorer",
         "pertinent.behavior:BehaviorConfig",
         "pertinent.behavior:make_behavior",
         "pertinent.commands:show_artifact",
@@ -326,9 +326,20 @@ COMMANDS: dict[str, Command] = {
             Flag("--neighbors", "neighbors", "a folder of pertinent mine", metavar="FOLDER"),
             ITEMS,
             COLUMNS,
+            Flag(
+                "--judgments",
+                "judgments",
+                "what the model was trained with: their validation pairs say how much it counts beside --text",
+                metavar="FILE",
+            ),
+            Flag("--text", "text", "a model of texts; left out: the shipped one", metavar="FOLDER"),
             OUT,
         ),
-        ("pertinent behavior runs/barl --neighbors runs/mined --items items.parquet --out runs/behavior",),
+        (
+            "pertinent behavior runs/barl --neighbors runs/mined --items items.parquet --out runs/behavior",
+            "pertinent behavior runs/barl --neighbors runs/mined --items items.parquet --judgments judgments.parquet "
+            "--out runs/behavior",
+        ),
     ),
     "bulk": Command(
         "score a table of pairs into a file: millions of rows, resumable, also on Ray",

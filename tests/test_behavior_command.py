@@ -13,7 +13,9 @@ import pytest
 from pertinent.artifact import write_artifact
 from pertinent.behavior import BehaviorConfig, make_behavior
 from pertinent.commands import show_explanation
-from pertinent.errors import ConfigError
+from pertinent.engine.behavior import BehaviorScorer
+from pertinent.engine.scorer import Scorer
+from pertinent.errors import ArtifactError, ConfigError, DataError
 from pertinent.explain import ExplainConfig, explain
 from pertinent.training.run import TrainConfig, train
 
@@ -34,6 +36,8 @@ WORDS = [
     "desk",
     "chair",
 ]
+
+KNOWN = {f"i{n}" for n in range(9)}
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -80,6 +84,23 @@ def test_a_log_becomes_a_model_that_says_which_neighbors_spoke(
     assert make_behavior(BehaviorConfig.build(made)).metrics["queries_with_neighbors"] == 25
     with pytest.raises(ConfigError, match="--neighbors is required"):
         make_behavior(BehaviorConfig.build({**made, "neighbors": None}))
+    with pytest.raises(ConfigError, match="needs --judgments"):
+        make_behavior(BehaviorConfig.build({**made, "text": "x"}))
+    weighed = {**made, "judgments": settings["judgments"], "out": str(tmp_path / "weighed")}
+    fitted = make_behavior(BehaviorConfig.build(weighed))
+    assert fitted.metrics["weight_pairs"] == 25 + sum(row["item_id"] in KNOWN for row in judged[125:])
+    assert fitted.metrics["log_loss_both"] <= fitted.metrics["log_loss_text"] + 0.01
+    assert 0 < fitted.metrics["mean_weight"] < 1
+    cascade = BehaviorScorer.load(model.path, fitted.path, Scorer.load())
+    assert cascade.weight is not None and fitted.config["text_version"] == Scorer.load().version
+    found = cascade.score("zz 20", ["i30", "i40"], ["red mug", "tea pot"])
+    assert (found.weights > 0).all() and (found.weights < 1).all()
+    with pytest.raises(ArtifactError, match="another model of texts"):
+        BehaviorScorer.load(model.path, fitted.path, Scorer.load(model.path))
+    others = [{**row, "query": f"x {row['query']}", "item_id": f"i{9 + n % 50}"} for n, row in enumerate(judged)]
+    nobody = write(tmp_path / "nobody.parquet", others)
+    with pytest.raises(DataError, match="has a neighbor"):
+        make_behavior(BehaviorConfig.build({**weighed, "judgments": nobody}))
     asked = ExplainConfig(query="zz 3", items=catalog, model=made["model"], behavior=made["out"], top=2)
     show_explanation(explain(asked), asked)
     shown = capsys.readouterr().out

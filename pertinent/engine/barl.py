@@ -123,6 +123,8 @@ class NumpyBarl:
             text.append(self._title_attention(t_query, titles))
         if self.settings["products"]:
             text.append(t_query * t_item)
+        if self.settings.get("agreement"):
+            text.append(agreement(t_query, t_item))
         h_text = np.concatenate(text, axis=1)
         z_text = self._perceptron("text_view", h_text)
         pooled_queries, pooled_items = self._pool("query_side", queries), self._pool("item_side", items)
@@ -134,6 +136,9 @@ class NumpyBarl:
             behavior += [asked_queries, asked_items]
         if self.settings["products"]:
             behavior += [pooled_queries * pooled_items, t_item * pooled_items, t_query * pooled_queries]
+        if self.settings.get("agreement"):
+            behavior += [agreement(pooled_queries, pooled_items), agreement(t_item, pooled_items)]
+            behavior.append(agreement(t_query, pooled_queries))
         h_behavior = np.concatenate([np.broadcast_to(part, (n, part.shape[1])) for part in behavior], axis=1)
         z_behavior = self._perceptron("behavior_view", h_behavior)
         gate = np.full(n, 0.5, dtype=np.float32)
@@ -174,11 +179,18 @@ class NumpyBarl:
     def _scores(self, name: str, asking: Floats, values: Floats) -> Floats:
         first = self._linear(f"{name}.from_query", asking)[:, None]  # [n or 1, 1, inner]
         by_value, by_product = (self.weights[f"{name}.from_{part}.weight"] for part in ("value", "product"))
+        # In both cases one large product of matrices in place of many small ones.
         if len(asking) == 1:  # the product with the one asking vector is a change of the matrix
-            hidden = first + values @ (by_value + by_product * asking).T
+            hidden = _times(values, (by_value + by_product * asking).T)
+        elif len(values) == 1:  # and so is that with each of the values that all share
+            by_slot = (by_product[None] * values[0][:, None]).reshape(-1, by_product.shape[1])  # [k * inner, hidden]
+            hidden = (asking @ by_slot.T).reshape(len(asking), values.shape[1], -1)
+            hidden += values @ by_value.T
         else:
-            hidden = first + values @ by_value.T + (asking[:, None] * values) @ by_product.T
-        return np.tanh(hidden, out=hidden) @ self.weights[f"{name}.score.weight"][0]
+            hidden = _times(values, by_value.T)
+            hidden += _times(asking[:, None] * values, by_product.T)
+        hidden += first
+        return _times(np.tanh(hidden, out=hidden), self.weights[f"{name}.score.weight"].T)[..., 0]
 
     def _slot_attention(self, name: str, states: Floats, mask: NDArray[np.bool_]) -> Floats:
         n, slots, width = states.shape
@@ -202,7 +214,9 @@ class NumpyBarl:
         return self._linear(f"{name}.4", values)[:, 0]
 
     def _linear(self, name: str, values: Floats) -> Floats:
-        return values @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
+        found = _times(values, self.weights[f"{name}.weight"].T)
+        found += self.weights[f"{name}.bias"]
+        return found
 
     def _norm(self, name: str, values: Floats) -> Floats:
         centered = values - values.mean(-1, keepdims=True)
@@ -263,6 +277,15 @@ def unit(vectors: Floats) -> Floats:
     return vectors / np.sqrt(np.maximum(squares, np.float32(1e-12)))
 
 
+def agreement(one: Floats, other: Floats) -> Floats:
+    """How far unit vectors agree, ``[n, 1]``: their cosine, at the scale that it has for random ones.
+
+    >>> agreement(np.array([[0.6, 0.8]], np.float32), np.array([[0.6, 0.8]], np.float32)).round(2).tolist()
+    [[1.409999966621399]]
+    """
+    return np.asarray((one * other).sum(-1, keepdims=True) * np.float32(one.shape[-1] ** 0.5))
+
+
 def _sums(words: Floats, texts: TokenRows) -> Floats:
     """The sum of the vectors of each text's words, ``[texts, hidden]``."""
     sums = np.zeros((len(texts), words.shape[1]), dtype=np.float32)
@@ -271,6 +294,16 @@ def _sums(words: Floats, texts: TokenRows) -> Floats:
         starts = (texts.offsets[:-1] - texts.offsets[0])[filled]
         sums[filled] = np.add.reduceat(words[texts.ids], starts, axis=0)
     return sums
+
+
+def _times(values: Floats, matrix: Floats) -> Floats:
+    """``values @ matrix`` for values of any number of dimensions, as one product: many small ones are slow.
+
+    >>> _times(np.ones((2, 1, 3), np.float32), np.eye(3, dtype=np.float32)).shape
+    (2, 1, 3)
+    """
+    flat = np.ascontiguousarray(values).reshape(-1, values.shape[-1]) @ matrix
+    return flat.reshape(*values.shape[:-1], matrix.shape[1])
 
 
 def _padded(lengths: Rows) -> NDArray[np.bool_]:

@@ -97,6 +97,7 @@ class Behavior:
     version: str
     queries: dict[str, int]
     items: dict[str, int]
+    names: dict[str, list[str]]  # of the rows of both sides
     titles: list[str]
     slots: int
     tokens: dict[str, TokenRows]  # of the texts of both sides
@@ -115,11 +116,13 @@ class Behavior:
         inputs: Mapping[str, str] | None = None,
         weight: HistoryWeight | None = None,
         text_version: str | None = None,
+        measured: Mapping[str, float] | None = None,
     ) -> Self:
         """Encode all lists with a model into a new artifact at ``out``, which is swapped in as a whole.
 
         ``exposures`` counts how often each query and each item was shown. Items without a title are left out.
-        ``weight`` was fitted beside the model of texts of version ``text_version``, and is good for no other.
+        ``weight`` was fitted beside the model of texts of version ``text_version``, and is good for no other;
+        ``measured`` is said beside it.
         """
         artifact = open_artifact(model, kind="model")
         pairs = load_pairs(artifact)
@@ -135,7 +138,7 @@ class Behavior:
             "width": engine.width,
             "text_version": None if weight is None else text_version,
         }
-        metrics: dict[str, Any] = {}
+        metrics: dict[str, Any] = {**(measured or {})}
         with write_artifact(out, KIND, settings, {"model": artifact.version, **(inputs or {})}, metrics) as folder:
             write_json(folder / KEYS_FILE, {"queries": queries, "items": items, "titles": [titles[i] for i in items]})
             if weight is not None:
@@ -183,6 +186,7 @@ class Behavior:
             artifact.version,
             {query: row for row, query in enumerate(keys["queries"])},
             {item: row for row, item in enumerate(keys["items"])},
+            {side: keys[side] for side in _SIDES},
             keys["titles"],
             int(artifact.config["slots"]),
             tokens,
@@ -317,27 +321,19 @@ class BehaviorScorer:
 
     def views_of(self, query: str, looked: Looked, titles: TokenRows) -> BarlScores:
         """The same from the tokens of the titles."""
-        tokens = self.scorer.pairs.encode_queries([query]), titles
-        row, rows, own = looked.row, looked.rows, looked.own
-        items = self._stored("queries", np.array([row]), 1)
-        queries = self._stored("items", rows, int(self._lengths("items", rows).max(initial=0)))
-        if not own.any():
-            return self.engine.score(*tokens, queries, items)
-        vectors = np.repeat(items.vectors, len(rows), axis=0)
-        counts = np.repeat(items.counts, len(rows))
-        places = np.flatnonzero(own)
-        again = self._without("queries", np.full(len(places), row), rows[places])
-        width = max(vectors.shape[1], again.vectors.shape[1])
-        vectors = np.pad(vectors, ((0, 0), (0, width - vectors.shape[1]), (0, 0)))
-        vectors[places] = np.pad(again.vectors, ((0, 0), (0, width - again.vectors.shape[1]), (0, 0)))
-        counts[places] = again.counts
-        theirs = self._without("items", rows[places], np.full(len(places), row))
-        wide = max(queries.vectors.shape[1], theirs.vectors.shape[1])
-        both = np.pad(queries.vectors, ((0, 0), (0, wide - queries.vectors.shape[1]), (0, 0)))
-        both[places] = np.pad(theirs.vectors, ((0, 0), (0, wide - theirs.vectors.shape[1]), (0, 0)))
-        each = queries.counts.copy()
-        each[places] = theirs.counts
-        return self._split(tokens, Encoded(both, each), Encoded(vectors, counts), items, places)
+        asked = self.scorer.pairs.encode_queries([query])
+        row, rows = np.full(len(looked.rows), looked.row), looked.rows
+        # Items in the query's own list, or with the query in theirs, have lists without the pair, encoded anew.
+        own, rest = np.flatnonzero(looked.own), np.flatnonzero(~looked.own)
+        parts = []
+        if len(own):
+            sides = self._without("items", rows[own], row[own]), self._without("queries", row[own], rows[own])
+            parts.append((own, self.engine.score(asked, titles.take(own), *sides)))
+        if len(rest) or not len(own):
+            shared = self._stored("queries", np.array([looked.row]))
+            some = titles.take(rest) if len(own) else titles
+            parts.append((rest, self.engine.score(asked, some, self._stored("items", rows[rest]), shared)))
+        return parts[0][1] if len(parts) == 1 else _joined(len(rows), parts)
 
     def explain(self, query: str, item_id: str, title: str) -> Spoken:
         """Who spoke for one pair, and how loud."""
@@ -346,7 +342,7 @@ class BehaviorScorer:
 
     def spoken(self, found: BarlScores, place: int, row: int, item: int) -> Spoken:
         """The same of one pair of many, by the rows of its query and item in the artifact (-1: nowhere)."""
-        names = list(self.behavior.items), list(self.behavior.queries)
+        names = self.behavior.names["items"], self.behavior.names["queries"]
         items = [r for r in self._list("queries", row) if r != item][: self.behavior.slots]
         queries = [r for r in self._list("items", item) if r != row][: self.behavior.slots]
         chosen = [
@@ -357,41 +353,19 @@ class BehaviorScorer:
         loudest = [tuple(sorted(side, key=lambda each: -each.weight)) for side in (chosen, asked)]
         return Spoken(float(found.gate[place]), float(found.text[place]), float(found.behavior[place]), *loudest)
 
-    def _split(
-        self, tokens: tuple[TokenRows, TokenRows], queries: Encoded, items: Encoded, shared: Encoded, places: Rows
-    ) -> BarlScores:
-        """Items that have neighbors of their own apart from those that share the query's."""
-        rest = np.setdiff1d(np.arange(len(tokens[1])), places)
-        parts = [
-            (places, Encoded(items.vectors[places], items.counts[places])),
-            *([(rest, shared)] if len(rest) else []),
-        ]
-        joined: dict[str, Any] = {}
-        for rows, side in parts:
-            found = self.engine.score(
-                tokens[0], tokens[1].take(rows), Encoded(queries.vectors[rows], queries.counts[rows]), side
-            )
-            for name in BarlScores.__slots__:
-                value = getattr(found, name)
-                if name not in joined:
-                    joined[name] = np.zeros((len(tokens[1]), *value.shape[1:]), dtype=np.float32)
-                if value.ndim == 2 and value.shape[1] > joined[name].shape[1]:
-                    joined[name] = np.pad(joined[name], ((0, 0), (0, value.shape[1] - joined[name].shape[1])))
-                if value.ndim == 2:
-                    joined[name][rows, : value.shape[1]] = value
-                else:
-                    joined[name][rows] = value
-        return BarlScores(**joined)
-
     def weights(self, looked: Looked) -> Floats:
         """How much BARL-ASe counts beside a model of texts, ``[n]``: all, where no history weight was fitted."""
         if self.weight is None:
             return np.asarray(looked.aware, dtype=np.float32)
+        return self.weight(*self.history(looked))
+
+    def history(self, looked: Looked) -> tuple[Rows, Rows, Rows, Rows]:
+        """How often the query and each item were shown, and how many neighbors are on both sides, ``[n]`` each."""
         exposures, rows = self.behavior.exposures, looked.rows
         asked = int(exposures["queries"][looked.row]) if looked.row >= 0 else 0
         shown = np.zeros(len(rows), dtype=np.int64)
         shown[rows >= 0] = exposures["items"][rows[rows >= 0]]
-        return self.weight(np.full(len(rows), asked), shown, looked.item_counts, looked.query_counts)
+        return np.full(len(rows), asked), shown, looked.item_counts, looked.query_counts
 
     def look(self, query: str, item_ids: Sequence[str]) -> Looked:
         """Where a query and items stand in the artifact, and how many neighbors are theirs without the pair."""
@@ -421,10 +395,10 @@ class BehaviorScorer:
             return np.zeros(len(rows), dtype=np.int64)
         return np.where(rows >= 0, vectors.lengths[np.maximum(rows, 0)], 0)
 
-    def _stored(self, side: str, rows: Rows, width: int) -> Encoded:
+    def _stored(self, side: str, rows: Rows) -> Encoded:
         """Encoded neighbors of rows of a side, padded; -1 is a row without any."""
         stored, counts = self.behavior.vectors[side], self._lengths(side, rows)
-        width = max(width, int(counts.max(initial=0)))
+        width = int(counts.max(initial=0))
         vectors = np.zeros((len(rows), width, stored.values.shape[1]), dtype=np.float32)
         real = np.flatnonzero(counts)
         vectors[np.arange(width)[None] < counts[:, None]] = stored.take(rows[real]).values
@@ -438,6 +412,21 @@ class BehaviorScorer:
         ]
         other = "items" if side == "queries" else "queries"
         return _encoded(self.engine, other, lists, self.behavior.tokens[other])
+
+
+def _joined(count: int, parts: Sequence[tuple[Rows, BarlScores]]) -> BarlScores:
+    """What was found of some items each, as of all; slots that a part does not have are not heard."""
+    joined: dict[str, Any] = {}
+    for name in BarlScores.__slots__:
+        values = [getattr(found, name) for _, found in parts]
+        width = max(value.shape[1] for value in values) if values[0].ndim == 2 else None
+        joined[name] = np.zeros(count if width is None else (count, width), dtype=np.float32)
+        for (rows, _), value in zip(parts, values, strict=True):
+            if width is None:
+                joined[name][rows] = value
+            else:
+                joined[name][rows, : value.shape[1]] = value
+    return BarlScores(**joined)
 
 
 def _encoded(engine: BarlEngine, texts_of: str, lists: Sequence[Sequence[int]], tokens: TokenRows) -> Encoded:

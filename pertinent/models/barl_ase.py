@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pertinent.models.blocks import Embeddings, Encoder, EncoderConfig, attend, reading_mask
 
 HIDDEN = -1e9  # added to what softmax must not see
+SMALL = 0.02  # of what is added to a vector from the start
 
 
 class BarlASeConfig(EncoderConfig):
@@ -25,7 +26,8 @@ class BarlASeConfig(EncoderConfig):
     by itself; ``layers``, ``feed_forward_size`` and ``dropout`` belong to that one. ``slots`` is how many
     neighbors a side has at most. With ``behavior: false`` only the text view is left. ``gate: false``
     takes the mean of both views in place of the learned gate. ``products`` adds element-wise products of
-    the vectors that should agree to both views, which the paper does not have.
+    the vectors that should agree to both views, ``agreement`` their cosines: of query and item, of neighbor
+    queries and neighbor items, and of each with the text that they describe. The paper has neither.
     """
 
     type: Literal["barl_ase"] = "barl_ase"
@@ -44,6 +46,7 @@ class BarlASeConfig(EncoderConfig):
     target_attention: bool = True
     gate: bool = True
     products: bool = False
+    agreement: bool = False
 
     @model_validator(mode="after")
     def _never_joins(self) -> Self:
@@ -189,19 +192,37 @@ class BarlASe(nn.Module):
         self.item_dense = nn.Linear(width, width)
         if c.target_attention:
             self.query_tokens, self.title_tokens = (AttentionUnit(width, c.attention_width) for _ in range(2))
-        text = (4 if c.target_attention else 2) + c.products
-        self.text_view = _perceptron(text * width, width)
+        text = ((4 if c.target_attention else 2) + c.products) * width + c.agreement
+        self.text_view = _perceptron(text, width)
         if c.behavior:
             self.query_side, self.item_side = NeighborSide(c, dense=False), NeighborSide(c, dense=True)
             if c.neighbor_block and c.shared_attention:
                 self.slot_attention = SlotAttention(width, c.heads, c.block_dropout)
             if c.neighbor_attention:
                 self.query_slots, self.item_slots = (AttentionUnit(width, c.attention_width) for _ in range(2))
-            behavior = (4 if c.neighbor_attention else 2) + 3 * c.products
-            self.behavior_view = _perceptron(behavior * width, width)
+            behavior = ((4 if c.neighbor_attention else 2) + 3 * c.products) * width + 3 * c.agreement
+            self.behavior_view = _perceptron(behavior, width)
             if c.gate:
-                self.gate = nn.Linear((text + behavior) * width, 1)
+                self.gate = nn.Linear(text + behavior, 1)
         self.apply(_initialize)
+        self._align()
+
+    def _align(self) -> None:
+        """Let neighbors and targets start in one space, that of the words, so that likeness shows from the first step."""
+        # With random maps in between, it has to be found before it can be used: small training sets do not allow that.
+        nn.init.eye_(self.item_dense.weight)
+        if not self.config.behavior:
+            return
+        for side in (self.query_side, self.item_side):
+            if side.dense is not None:
+                nn.init.eye_(side.dense.weight)
+            if side.position is not None:
+                nn.init.normal_(side.position.weight, std=SMALL)
+            if self.config.neighbor_block:
+                nn.init.normal_(side.feed_out.weight, std=SMALL)
+        for module in self.modules():
+            if isinstance(module, SlotAttention):
+                nn.init.normal_(module.out.weight, std=SMALL)
 
     # Parameters of these take no part where a pair has no neighbors.
     NEIGHBOR_PARTS = (
@@ -271,6 +292,8 @@ class BarlASe(nn.Module):
             ]
         if self.config.products:
             text.append(query * item)
+        if self.config.agreement:
+            text.append(agreement(query, item))
         h_text = torch.cat(text, dim=1)
         z_text = self.text_view(h_text)[:, 0]
         if queries is None or items is None:
@@ -318,6 +341,11 @@ class BarlASe(nn.Module):
             behavior += [asked_queries, asked_items]
         if c.products:
             behavior += [pooled_queries * pooled_items, item * pooled_items, query * pooled_queries]
+        if c.agreement:
+            behavior += [
+                agreement(*each)
+                for each in ((pooled_queries, pooled_items), (item, pooled_items), (query, pooled_queries))
+            ]
         h_behavior = torch.cat(behavior, dim=1)
         z_behavior = self.behavior_view(h_behavior)[:, 0]
         if c.gate:
@@ -362,6 +390,15 @@ def unit(vectors: Tensor) -> Tensor:
     """
     # Not `+ 1e-12`: the exporter drops the addition of what it takes for zero.
     return vectors * vectors.float().square().sum(-1, keepdim=True).clamp(min=1e-12).rsqrt().to(vectors.dtype)
+
+
+def agreement(one: Tensor, other: Tensor) -> Tensor:
+    """How far unit vectors agree, ``[batch, 1]``: their cosine, at the scale that it has for random ones.
+
+    >>> agreement(torch.tensor([[0.6, 0.8]]), torch.tensor([[0.6, 0.8]])).square().round().tolist()
+    [[2.0]]
+    """
+    return (one * other).sum(-1, keepdim=True) * one.shape[-1] ** 0.5
 
 
 def slot_mask(counts: Tensor, slots: int) -> Tensor:

@@ -43,7 +43,7 @@ class Neighbors:
     @classmethod
     def beside(cls, scorer: BehaviorScorer, index: ItemIndex) -> Neighbors:
         """What the artifact of a scorer knows of the items of an index."""
-        ids, titles = list(scorer.behavior.items), scorer.behavior.titles
+        ids, titles = scorer.behavior.names["items"], scorer.behavior.titles
         known = np.full(len(index), -1, dtype=np.int32)
         current = np.zeros(len(ids), dtype=np.bool_)
         for start in range(0, len(ids), _AT_ONCE):

@@ -42,7 +42,7 @@ EXPOSURES = {"mug": 100, "zx-7": 50, "unseen": 3}, {"a": 40, "b": 7, "e": 5, "z"
 SLOTS = 4
 VARIANTS: list[dict[str, Any]] = [
     {},
-    {"products": True, "shared_attention": False},
+    {"products": True, "agreement": True, "shared_attention": False},
     {"neighbor_block": False, "slot_positions": False},
     {"neighbor_attention": False, "target_attention": False, "gate": False},
     {"target_encoder": "transformer"},

@@ -23,6 +23,7 @@ SWITCHES = {
     "target_attention": False,
     "gate": False,
     "products": True,
+    "agreement": True,
     "behavior": False,
     "target_encoder": "transformer",
 }

@@ -54,7 +54,7 @@ def place(
     ItemIndex.build(items, tiny_pairs, place / "index", config=IndexConfig(progress=False))
     for seed, name in ((0, "barl"), (1, "other")):
         network = network_maker("barl_ase", tiny_pairs.vocabulary_size, seed=seed, slots=4)
-        artifact_maker(place / name, network, tiny_pairs)
+        artifact_maker(place / name, network, tiny_pairs, graph=False)
     Behavior.build(place / "barl", LISTS, TITLES, EXPOSURES, place / "behavior")
     return place
 
