@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from pertinent.evaluation.evaluate import EvaluateConfig
     from pertinent.evaluation.result import Evaluation
     from pertinent.evaluation.review import ReviewResult, Sheet
-    from pertinent.explain import ExplainConfig, ExplainedText, Explanation
+    from pertinent.explain import ExplainConfig, Explanation
+    from pertinent.lexicon.shown import ExplainedText
     from pertinent.load.results import Load
     from pertinent.mining.settings import MineConfig
     from pertinent.serving.run import Stopped

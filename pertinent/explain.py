@@ -14,15 +14,16 @@ from pydantic import Field
 from pertinent.config import Config
 from pertinent.errors import ConfigError
 from pertinent.lexicon.gazetteer import split_words
+from pertinent.lexicon.shown import ExplainedText, explain_query, explain_title, tagger_of
 from pertinent.records import Scored
-from pertinent.text import JOINT, normalize
+from pertinent.text import normalize
 
 if TYPE_CHECKING:
     from pertinent.engine.behavior import Spoken
     from pertinent.engine.scorer import Scorer
     from pertinent.lexicon.gazetteer import Words
     from pertinent.lexicon.pairs import PairTokenizer
-    from pertinent.lexicon.tagger import Tagger, TermSpan
+    from pertinent.lexicon.tagger import Tagger
     from pertinent.records import Item
 
 How = Literal["exact", "form", "none"]
@@ -47,41 +48,12 @@ class ExplainConfig(Config):
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
-    """A piece of a text as the model reads it; ``read`` is False beyond the model's length."""
-
-    text: str
-    term_class: str
-    read: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """A term with its class, and what gave it: gazetteer, pattern or classifier."""
-
-    text: str
-    term_class: str
-    source: str
-    start: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
 class WordMatch:
     """A word of the query, the word of the title that it met, and how: the same word, another form, none."""
 
     word: str
     how: How
     title_word: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class ExplainedText:
-    """A text as it was read: normalized, its tokens and its terms."""
-
-    text: str
-    tokens: tuple[Token, ...]
-    terms: tuple[Term, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,15 +97,15 @@ def explain(config: ExplainConfig) -> Explanation:
     items = read_items(Path(config.items), rename=config.columns)
     ranked, spoken = _ranked(config, scorer, items)
     tagger = _tagger(config.lexicon, scorer.pairs)
-    pairs, layout = scorer.pairs, scorer.pairs.config
+    pairs = scorer.pairs
     results = []
     for rank, scored in enumerate(ranked, start=1):
         title = scored.item.title
-        read = explain_text(title, pairs, tagger, layout.item_length - 1)
+        read = explain_title(title, pairs, tagger)
         found = word_matches(config.query, title)
         said = spoken(scored) if spoken is not None else None
         results.append(ExplainedItem(rank, scored.item.item_id, title, scored.score, read, tuple(found), said))
-    query = explain_text(config.query, pairs, tagger, layout.query_length - 2)
+    query = explain_query(config.query, pairs, tagger)
     return Explanation(query, scorer.name, scorer.version, len(items), tuple(results))
 
 
@@ -151,17 +123,6 @@ def _ranked(
     best = sorted(range(len(items)), key=lambda row: -found.scores[row])[: config.top]
     ranked = [Scored(items[row], float(found.scores[row]), found.scorers[row]) for row in best]
     return ranked, lambda scored: cascade.explain(config.query, scored.item.item_id, scored.item.title)
-
-
-def explain_text(text: str, pairs: PairTokenizer, tagger: Tagger, limit: int) -> ExplainedText:
-    """A text's tokens and terms; tokens from ``limit`` on are not read by the model."""
-    normal = normalize(text)
-    spans = tagger.tag_normalized([normal])[0]
-    encoding = pairs.tokenizer.encode(normal, add_special_tokens=False)
-    classes = _classes(encoding.offsets, spans)
-    pieces = zip(encoding.tokens, classes, strict=True)
-    tokens = tuple(Token(piece.replace(JOINT, ""), name, place < limit) for place, (piece, name) in enumerate(pieces))
-    return ExplainedText(normal, tokens, tuple(Term(s.text, s.term_class, s.source, s.start, s.end) for s in spans))
 
 
 def word_matches(query: str, title: str) -> list[WordMatch]:
@@ -261,12 +222,4 @@ def _tagger(lexicon: str | None, pairs: PairTokenizer) -> Tagger:
         from pertinent.lexicon.store import Lexicon
 
         return Lexicon.load(lexicon).tagger
-    from pertinent.lexicon.tagger import Tagger
-
-    return pairs.tagger or Tagger.shipped()
-
-
-def _classes(offsets: Sequence[tuple[int, int]], spans: Sequence[TermSpan]) -> list[str]:
-    from pertinent.lexicon.tagger import TERM_CLASSES, token_classes
-
-    return [TERM_CLASSES[number] for number in token_classes(offsets, spans)]
+    return tagger_of(pairs)

@@ -427,8 +427,8 @@ class App:
         if not result.scored.all():
             self.metrics.late(partial=True)
         told = (prepared, result, scores, served, exchange.request_id, plan)
-        if body.fallback and not result.scored.all():
-            # Word overlap of thousands of titles, just when the server is late: other requests do not wait for it.
+        if body.tokens or (body.fallback and not result.scored.all()):
+            # Tokens told for people, or word overlap of thousands of titles: other requests do not wait for it.
             reply = await asyncio.to_thread(native.reply, *told)
         else:
             reply = native.reply(*told)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pertinent.engine.cascade import best_first, fuse_linear, fuse_tiers, keep_relevant, tiers
 from pertinent.engine.fallback import LEXICAL, lexical_scores
 from pertinent.errors import ArtifactError
+from pertinent.lexicon.shown import ExplainedText, explain_query, explain_title, tagger_of
 from pertinent.serving.behavior import TOLD, Plan
 from pertinent.serving.limits import Limits, check_documents
 from pertinent.serving.messages import WireError
@@ -32,6 +33,8 @@ Scores = NDArray[np.float32]
 FILTER_RECALL = "99%"
 TIER_RECALLS = ("99%", "90%")
 CACHED, MODEL = "cached", "model"
+# Items whose tokens are told: a page of results, and soon done.
+READ = 100
 
 
 class Filter(msgspec.Struct, forbid_unknown_fields=True):
@@ -72,6 +75,7 @@ class RelevanceBody(msgspec.Struct, forbid_unknown_fields=True):
     partial: bool = False
     fallback: bool = False
     explain: bool = False
+    tokens: bool = False
     model: str | None = None
 
 
@@ -116,7 +120,7 @@ class SpokenBehavior(msgspec.Struct):
 class Explained(msgspec.Struct, omit_defaults=True):
     """One item of an answer with all that decided its place; ``index`` is its place in the request.
 
-    ``behavior`` is there where the item or the query has neighbors.
+    ``behavior`` is there where the item or the query has neighbors, ``read`` where ``tokens`` were asked for.
     """
 
     index: int
@@ -129,6 +133,7 @@ class Explained(msgspec.Struct, omit_defaults=True):
     ranking_score: float | None
     truncated: bool
     behavior: SpokenBehavior | None = None
+    read: ExplainedText | None = None
 
 
 class RelevanceReply(msgspec.Struct, omit_defaults=True):
@@ -165,6 +170,8 @@ class RelevanceReply(msgspec.Struct, omit_defaults=True):
     blank: list[int] = []
     truncated: int = 0
     items: list[Explained] | None = None
+    query_read: ExplainedText | None = None
+    thresholds: list[dict[str, float]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +217,8 @@ def prepare(body: RelevanceBody, served: Served, limits: Limits, repaired: int =
             raise _wrong(name, f"{len(scores)} {name} for {count} {given[0]}; give one for each")
     if body.fuse is not None and body.ranking_scores is None:
         raise _wrong("fuse", "fuse needs ranking_scores; give one for each item")
+    if body.tokens and not body.explain:
+        raise _wrong("tokens", "tokens are told with the items; set explain too")
     _check_numbers(body, served)
     return Prepared(body, work, places, unknown, blank, repaired)
 
@@ -285,7 +294,21 @@ def reply(
             pair_of = dict(zip(prepared.places.tolist(), range(len(prepared.places)), strict=True))
             for item in answer.items:
                 item.behavior = _spoken(plan, pair_of[item.index])
+        answer.thresholds = _told_thresholds(served)
+    if body.tokens and answer.items is not None:
+        pairs = served.scorer.pairs
+        tagger = tagger_of(pairs)
+        answer.query_read = explain_query(body.query, pairs, tagger)
+        for item in answer.items[:READ]:
+            item.read = explain_title(item.title, pairs, tagger)
     return answer
+
+
+def _told_thresholds(served: Served) -> list[dict[str, float]] | None:
+    """What each threshold keeps of the model's validation pairs, and how much of that is relevant."""
+    names = ("threshold", "precision", "recall", "kept")
+    table = (served.thresholds or {}).get("table") or []
+    return [{name: float(row[name]) for name in names} for row in table if all(name in row for name in names)] or None
 
 
 def _scorers(result: Result, rows: Rows, plan: Plan | None) -> list[str] | None:

@@ -321,6 +321,8 @@ def test_the_page_shows_scores_in_a_real_browser(server: Any, tmp_path: Path) ->
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert 'data-done="4"' in done.stdout, done.stderr[-2_000:]
     assert "at or above the threshold" in done.stdout and "Serving tiny" in done.stdout
+    assert 'title="core"' in done.stdout and "tokens" in done.stdout
+    assert "a threshold of 0.10 has precision 50 % and recall 90 %" in done.stdout
 
 
 def test_a_limit_of_tokens_scores_as_the_shorter_text_and_counts_it(server: Any) -> None:

@@ -51,6 +51,22 @@ def test_whole_numbers_and_packed_numbers_are_ids_too(server: Any) -> None:
     assert ask(server, item_ids=[0, "0"])["relevance"][0] == ask(server, item_ids=["0"])["relevance"][0]
 
 
+def test_tokens_terms_and_what_is_not_read_are_told_where_asked_for(server: Any) -> None:
+    long = "usb cable " * 40
+    answer = ask(server, texts=["usb cable", long, "", "größe 日本"], explain=True, tokens=True)
+    assert [token["text"] for token in answer["query_read"]["tokens"]] == ["usb", "cable"]
+    read = {item["index"]: item["read"]["tokens"] for item in answer["items"]}
+    assert all(token["read"] for token in read[0]) and read[2] == []
+    assert sum(token["read"] for token in read[1]) == 35 and len(read[1]) == 80
+    assert answer["thresholds"][0]["recall"] == 0.9
+    many = ask(server, rows=list(range(150)), explain=True, tokens=True)["items"]
+    assert ["read" in item for item in many] == [True] * 100 + [False] * 50
+    plain = ask(server, rows=[1, 2], explain=True)
+    assert "query_read" not in plain and "read" not in plain["items"][0]
+    refused = server.post("/v1/relevance", {"query": "usb", "rows": [1], "tokens": True})
+    assert refused.status_code == 422 and "set explain too" in refused.text
+
+
 def test_unknown_ids_are_told_one_by_one(server: Any) -> None:
     answer = ask(server, item_ids=["B1", "nothing", 7, "日本"])
     assert answer["unknown"] == [1, 2, 3] and answer["ids"] == ["B1"]
