@@ -29,6 +29,7 @@ from pertinent.data.tables import Table
 from pertinent.engine.backends import available_cores
 from pertinent.engine.scorer import Scorer
 from pertinent.errors import ArtifactError, ConfigError, DataError, need
+from pertinent.folders import model_folder
 from pertinent.records import Pair
 
 _PLAN = "plan.json"
@@ -172,7 +173,7 @@ def _on_ray(waiting: Sequence[int], parts: Path, scorer: Scorer, config: BulkCon
             num_cpus=1,
             fn_constructor_kwargs={
                 "folder": str(parts.resolve()),
-                "model": None if config.model is None else str(Path(config.model).resolve()),
+                "model": None if config.model is None else str(model_folder(config.model).resolve()),
                 "backend": scorer.backend.name,
                 "threads": config.threads or 1,
                 "version": scorer.version,

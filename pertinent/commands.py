@@ -165,11 +165,12 @@ def export(config: ExportConfig) -> Artifact | PlainFolder:
     """A model with graph files, in place or in another folder; or a folder for another toolkit."""
     from pertinent.data.readers import read_items, read_judgments
     from pertinent.engine import export as stage
+    from pertinent.folders import SHIPPED_MODELS
 
     if config.format == "hugging_face":
         return PlainFolder(stage.export_cross_encoder(config))
-    if config.model is None and config.out is None:
-        raise ConfigError("--out is required for the model that comes with pertinent, which is not changed in place")
+    if config.model in (None, *SHIPPED_MODELS) and config.out is None:
+        raise ConfigError("--out is required for a model that comes with pertinent, which is not changed in place")
     if config.int8 and config.judgments is None:
         raise ConfigError("--judgments is required to compare int8 with float32; or give --no-int8")
     if config.judgments is None:
@@ -204,13 +205,13 @@ def index(config: IndexConfig) -> Artifact:
     from pertinent.data.readers import iterate_items, read_item_ids, read_items, renames_by_file
     from pertinent.engine.index import ItemIndex
     from pertinent.engine.scorer import Scorer
-    from pertinent.folders import shipped_folder
+    from pertinent.folders import model_folder
     from pertinent.models.joining import state_width
     from pertinent.models.store import load_pairs, model_settings
 
     _check_index(config)
     assert config.out is not None
-    model = open_artifact(config.model or shipped_folder(), kind="model")
+    model = open_artifact(model_folder(config.model), kind="model")
     late = state_width(model_settings(model)["network"])
     states = Scorer.load(model.path).state_writer if late else None
     pairs = load_pairs(model)

@@ -148,11 +148,11 @@ def _version(package: str) -> str | None:
 
 
 def _model(path: str | None) -> Check:
-    from pertinent.folders import shipped_folder
+    from pertinent.folders import model_folder
 
     name = "model" if path else "shipped model"
     try:
-        folder = Path(path) if path else shipped_folder()
+        folder = model_folder(path or None)
         artifact = open_artifact(folder, kind="model", verify=True)
     except PertinentError as error:
         fix = "give another folder" if path else "pip install --force-reinstall --no-deps pertinent"

@@ -10,11 +10,24 @@ from pertinent.errors import ArtifactError, need
 
 _WEIGHTS = ("*.json", "*.txt", "*.safetensors")
 _STARTS = "give shipped, a model folder, a Hugging Face model folder, package:NAME/FOLDER or hub:OWNER/NAME"
+# Models that come with the package, by the names that stand for their folders.
+SHIPPED_MODELS = ("shipped", "shipped-late")
 
 
 def shipped_folder() -> Path:
     """Where the model that comes with the package lies."""
     return Path(__file__).resolve().parent / "shipped"
+
+
+def model_folder(model: str | Path | None) -> Path:
+    """The folder of a model: the given one, or that of a model of the package, by its name; None is the first.
+
+    >>> model_folder("runs/mine").as_posix(), model_folder("shipped-late").name, model_folder(None).name
+    ('runs/mine', 'shipped_late', 'shipped')
+    """
+    if model is None or str(model) == "shipped":
+        return shipped_folder()
+    return shipped_folder().with_name("shipped_late") if str(model) == "shipped-late" else Path(model)
 
 
 def locate(start: str | Path) -> Path:
@@ -24,6 +37,8 @@ def locate(start: str | Path) -> Path:
     it fetched where it is not there, so that a mistyped folder never asks the network.
     """
     text = str(start)
+    if text in SHIPPED_MODELS:
+        return model_folder(text)
     if text.startswith("package:"):
         package, _, inner = text.removeprefix("package:").partition("/")
         try:

@@ -110,12 +110,12 @@ def open_rival(name: str, model: str | None, threads: int | None, folder: Path) 
     """
     from pertinent.artifact import open_artifact
     from pertinent.engine.backends import available_cores
-    from pertinent.folders import shipped_folder
+    from pertinent.folders import model_folder
     from pertinent.lexicon.pairs import PairTokenizer
     from pertinent.models.interchange import export_hugging_face
     from pertinent.models.store import load_network, rewired
 
-    network, pairs = load_network(open_artifact(model or shipped_folder(), kind="model"))
+    network, pairs = load_network(open_artifact(model_folder(model), kind="model"))
     config: Any = network.config
     wiring = {"join_layer": 0, "one_way": False} if getattr(config, "joins_late", False) else {}
     layout = pairs.config.model_copy(update={"positions": "running"})

@@ -35,7 +35,7 @@ from pertinent.evaluation.robustness import (
     surroundings,
 )
 from pertinent.evaluation.study_table import Row, Study, first_metric_chart
-from pertinent.folders import shipped_folder
+from pertinent.folders import SHIPPED_MODELS, model_folder
 from pertinent.lexicon.pairs import PairConfig
 from pertinent.records import Item, Judgment, PairScorer, Split
 from pertinent.rivals import SentenceTransformersConfig
@@ -355,7 +355,7 @@ def _versions(system: System) -> list[str]:
     read = _contents(system.train) if isinstance(system, TrainSystem) else []
     if named is None:
         return [__version__, *read]
-    folder = shipped_folder() if named == SHIPPED else Path(named)
+    folder = model_folder(named)
     known = (folder / MANIFEST).is_file()
     return [__version__, open_artifact(folder, kind="model").version if known else str(named), *read]
 
@@ -392,7 +392,7 @@ def _check(config: StudyConfig) -> None:
                 start = SentenceTransformersConfig.build(system.train, f"{system.name}: train").start
             elif isinstance(system, BiEncoderSystem):
                 start = system.start
-            if start is not None and start != SHIPPED:
+            if start is not None and start not in SHIPPED_MODELS:
                 locate(start)
         except PertinentError as error:
             problems.append(str(error) if system.name in str(error) else f"{system.name}: {error}")

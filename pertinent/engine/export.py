@@ -45,7 +45,7 @@ from pertinent.engine.onnx_backend import OnnxBackend, OnnxInt8Backend, open_ses
 from pertinent.engine.scorer import Scorer
 from pertinent.engine.torch_backend import TorchBackend
 from pertinent.errors import ArtifactError, ConfigError, DataError, need
-from pertinent.folders import shipped_folder
+from pertinent.folders import model_folder
 from pertinent.models.joining import state_width
 from pertinent.models.store import WEIGHTS_FILE, load_network, save_network
 from pertinent.models.weights import load_weights
@@ -155,7 +155,7 @@ def export(config: ExportConfig, judgments: Sequence[Judgment], falls: JudgedFal
         if not config.int8:
             return made
         config = config.model_copy(update={"model": str(made.path)})
-    artifact = open_artifact(config.model or shipped_folder(), kind="model")
+    artifact = open_artifact(model_folder(config.model), kind="model")
     network, pairs = load_network(artifact)
     metrics = {name: value for name, value in artifact.metrics.items() if name != "int8"}  # of an earlier export
     inputs = {**artifact.manifest.get("inputs", {}), "model": artifact.version}
@@ -191,7 +191,7 @@ def export_cross_encoder(config: ExportConfig) -> Path:
     need("torch", extra="train")
     from pertinent.models.interchange import export_hugging_face
 
-    artifact = open_artifact(config.model or shipped_folder(), kind="model")
+    artifact = open_artifact(model_folder(config.model), kind="model")
     network, pairs = load_network(artifact)
     calibration = calibration_from(artifact.json(CALIBRATION_FILE)) if artifact.has(CALIBRATION_FILE) else Platt()
     if not isinstance(calibration, Platt):

@@ -28,7 +28,7 @@ from pertinent.engine.index import ItemIndex
 from pertinent.engine.late import ItemStateWriter, LateBackend, join_logits, late_backend
 from pertinent.engine.pieces import item_digests
 from pertinent.errors import ArtifactError, DataError, ScoringError, shorten
-from pertinent.folders import shipped_folder
+from pertinent.folders import model_folder
 from pertinent.lexicon.pairs import PairTokenizer, item_text
 from pertinent.models.joining import state_width
 from pertinent.models.store import load_pairs, model_settings
@@ -81,13 +81,14 @@ class Scorer:
         threads: int | None = None,
         check_golden: bool = True,
     ) -> Self:
-        """The scorer of a model folder; None is the model that comes with the package.
+        """The scorer of a model folder; None is the model that comes with the package, ``shipped-late`` its
+        sibling that joins late.
 
         ``backend`` is ``native``, ``torch``, ``onnx``, ``onnx-int8`` or ``cuda``; None takes the native engine where it
         was built, else ONNX where the model has a graph. ``threads`` is the number of cores to use,
         None all of them. Raises ArtifactError for a damaged model, or one whose golden scores come out different here.
         """
-        artifact = open_artifact(shipped_folder() if path is None else path, kind="model")
+        artifact = open_artifact(model_folder(path), kind="model")
         pairs = load_pairs(artifact)
         _check_sizes(artifact, pairs)
         curve = probability_curve(artifact.json(CALIBRATION_FILE) if artifact.has(CALIBRATION_FILE) else None)

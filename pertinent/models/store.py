@@ -85,7 +85,7 @@ def straight_through(network: nn.Module, dtype: WeightsType, still: dict[str, Te
     reach the next step of their type in their own time. What is not trained is rounded once, and
     kept in ``still`` for the next call.
     """
-    weights = dict(network.named_parameters())
+    weights: dict[str, Tensor] = dict(network.named_parameters())
     moved = {name: weight for name, weight in weights.items() if name not in still}
     stored = unpack(pack({name: weight.detach().to("cpu").numpy() for name, weight in moved.items()}, dtype))
     for name, weight in moved.items():

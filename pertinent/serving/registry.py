@@ -23,7 +23,7 @@ from pertinent.engine.hot_pairs import HotPairs
 from pertinent.engine.index import ItemIndex
 from pertinent.engine.scorer import Scorer
 from pertinent.errors import ArtifactError, ConfigError, PertinentError
-from pertinent.folders import shipped_folder
+from pertinent.folders import model_folder
 from pertinent.lexicon.token_cache import TokenCache
 from pertinent.serving.behavior import Neighbors
 from pertinent.serving.messages import WireError
@@ -54,7 +54,7 @@ class Source:
         model comes before its scores, it is served without them.
         """
         scorer = Scorer.load(self.model, backend=self.backend, threads=self.threads)
-        artifact = open_artifact(self.model or shipped_folder(), kind="model", verify=False)
+        artifact = open_artifact(model_folder(self.model), kind="model", verify=False)
         thresholds = artifact.json(THRESHOLDS_FILE) if artifact.has(THRESHOLDS_FILE) else None
         index = None if self.index is None else ItemIndex.open(self.index, scorer.pairs)
         if self.token_mb:
@@ -78,7 +78,7 @@ class Source:
         if index is None:
             raise ConfigError(f"model {self.name}: behavior is known by item id; give the index of the items too")
         own = self.behavior_model is None or self.behavior_model == self.model
-        folder = self.model or shipped_folder() if own else self.behavior_model
+        folder = model_folder(self.model) if own else self.behavior_model
         reads = scorer if own else Scorer.load(folder, backend=self.backend, threads=self.threads)
         cascade = BehaviorScorer.load(str(folder), self.behavior, fallback=scorer, scorer=reads)
         return Neighbors.beside(cascade, index)
@@ -96,7 +96,7 @@ class Source:
     def stamp(self) -> tuple[tuple[int, int, int], ...]:
         """Something that changes with the content of the folders."""
         stamps = []
-        folders = (self.model or shipped_folder(), self.index, self.hot_pairs, self.behavior, self.behavior_model)
+        folders = (model_folder(self.model), self.index, self.hot_pairs, self.behavior, self.behavior_model)
         for folder in folders:
             if folder is not None:
                 try:

@@ -32,7 +32,7 @@ from pertinent.errors import ConfigError, need
 from pertinent.evaluation.calibration import fit_calibration, threshold_for_recall, threshold_table
 from pertinent.evaluation.evaluate import RESAMPLES, evaluate_scores
 from pertinent.evaluation.result import Evaluation
-from pertinent.folders import locate, shipped_folder
+from pertinent.folders import SHIPPED_MODELS, locate, model_folder
 from pertinent.lexicon.pairs import PairConfig, PairTokenizer
 from pertinent.lexicon.store import KIND as LEXICON
 from pertinent.lexicon.store import Lexicon
@@ -242,7 +242,7 @@ def _start(config: StartConfig) -> tuple[nn.Module, PairTokenizer]:
     if config.start is None:
         if config.layers is not None:
             raise ConfigError("layers: picks layers of a start, but start is empty; use model.layers for their number")
-        folder = shipped_folder() if config.tokenizer is None else locate(config.tokenizer)
+        folder = model_folder(None) if config.tokenizer is None else locate(config.tokenizer)
         pairs = PairTokenizer.load(folder, layout)
         settings = {"type": "ei_src", "vocabulary_size": pairs.vocabulary_size, **(config.model or {})}
         if layout.length > settings.get("max_positions", layout.length):
@@ -252,8 +252,8 @@ def _start(config: StartConfig) -> tuple[nn.Module, PairTokenizer]:
         return read_tokens(build_network(settings, "model"), pairs), pairs
     if config.tokenizer is not None:
         raise ConfigError("tokenizer: the start brings its own; leave it out, or set start: null")
-    folder = shipped_folder() if config.start == SHIPPED else Path(config.start)
-    if config.start != SHIPPED and not (folder / MANIFEST).is_file():
+    folder = model_folder(config.start)
+    if config.start not in SHIPPED_MODELS and not (folder / MANIFEST).is_file():
         return start_from(config.start, config.layers, config.model, layout)
     network, pairs = load_network(open_artifact(folder, kind="model"))
     _refuse_changes(config, network, pairs)

@@ -15,6 +15,7 @@ from pertinent.engine.golden import golden_difference, read_golden
 from pertinent.engine.scorer import Scorer
 from pertinent.errors import ArtifactError, DataError, PertinentError, ScoringError
 from pertinent.evaluation.calibration import fit_calibration
+from pertinent.folders import shipped_folder
 from pertinent.lexicon.pairs import PairConfig, PairTokenizer
 from pertinent.models.store import save_network
 from pertinent.probability import probability_curve
@@ -246,8 +247,8 @@ def test_a_tokenizer_of_another_model_is_refused(network_maker: Any, tiny_pairs:
 
 
 def test_no_path_means_the_shipped_model(tiny_artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert scorer_module.shipped_folder().name == "shipped"
-    monkeypatch.setattr(scorer_module, "shipped_folder", lambda: tiny_artifact.path)
+    assert shipped_folder().name == "shipped"
+    monkeypatch.setattr("pertinent.folders.shipped_folder", lambda: tiny_artifact.path)
     assert Scorer.load().version == tiny_artifact.version
 
 

@@ -119,7 +119,7 @@ def test_training_goes_on_from_an_artifact_and_from_the_shipped_model(
     before, after = (load_network(artifact)[0].state_dict() for artifact in (first, second))
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, atol=1e-6, rtol=0)
-    monkeypatch.setattr("pertinent.training.run.shipped_folder", lambda: first.path)
+    monkeypatch.setattr("pertinent.folders.shipped_folder", lambda: first.path)
     network, pairs = starting_network(config(start="shipped", **bare))
     assert torch.equal(network.state_dict()["pooler.weight"], before["pooler.weight"])
     assert pairs.config.query_length == 6
