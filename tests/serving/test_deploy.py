@@ -23,7 +23,7 @@ def kubernetes() -> dict[str, Any]:
 
 
 def test_every_variable_in_the_samples_stands_for_a_flag() -> None:
-    for path in DEPLOY.iterdir():
+    for path in set(DEPLOY.iterdir()) - {DEPLOY / "Dockerfile.dockerignore"}:
         named = set(re.findall(r"\bPERTINENT_[A-Z_]+", path.read_text(encoding="utf-8")))
         assert named and named <= VARIABLES, path.name
 
@@ -62,6 +62,15 @@ def test_the_image_is_built_with_a_compiler_and_serves_without_one() -> None:
     assert build.index("apt-get install") < build.index("g++ ") < build.index("pip install")
     assert "apt-get" not in serving and "COPY --from=build" in serving
     assert f'RUN python -B -c "import {MODULE}"' in serving  # an image without the engine is not made
+
+
+def test_the_build_gets_what_it_copies_and_no_more() -> None:
+    recipe = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    copied = {name for line in re.findall(r"^COPY (?!--from)(.*)", recipe, re.MULTILINE) for name in line.split()[:-1]}
+    lines = (DEPLOY / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    assert copied == {line.removeprefix("!") for line in lines if line.startswith("!")} and "*" in lines
+    for name in copied:
+        assert (DEPLOY.parent / name).exists()
 
 
 @pytest.mark.parametrize("version", ["1.28", "1.33"])
