@@ -64,7 +64,8 @@ def locate(start: str | Path) -> Path:
 
 
 def _meant(path: Path) -> str | None:
-    """A question for the folder that was probably meant."""
+    """A question for the folder, or model of the package, that was probably meant."""
     names = [each.name for each in path.parent.iterdir() if each.is_dir()] if path.parent.is_dir() else []
+    names += SHIPPED_MODELS if path.parent == Path() else ()
     near = get_close_matches(path.name, names, n=1)
     return f"did you mean {path.parent / near[0]}?" if near else None
