@@ -11,7 +11,8 @@ All scores must be equal to 1e-4, but for those of 8-bit products.
 - ``sentence-transformers``: ``CrossEncoder.predict`` as it is.
 - ``onnxruntime``: the backend ``onnx``: fused graph, length buckets, one single-threaded worker a core.
 - ``ctranslate2 int8``: its encoder over tokenized pairs, sorted by length; only where the package is installed.
-- ``native``: the backend ``native``. ``onnxruntime`` and ``native`` read an index: only the query is tokenized.
+- ``native``, ``native int8``: the backends of these names; ``onnxruntime`` and both read an index: only the query is
+  tokenized. Random weights pass no gate, so all parts are computed in 8 bits: that measures time, not quality.
 
 ``cold`` starts a new process, loads model and index and scores all titles once: seconds, and its peak memory.
 """
@@ -41,6 +42,7 @@ from pertinent.artifact import write_artifact, write_json
 from pertinent.engine.backends import available_cores
 from pertinent.engine.export import write_graph
 from pertinent.engine.index import ItemIndex
+from pertinent.engine.native_backend import NATIVE_GATE_FILE
 from pertinent.engine.scorer import Scorer
 from pertinent.lexicon.pairs import PairTokenizer
 from pertinent.models.interchange import export_hugging_face
@@ -48,6 +50,7 @@ from pertinent.models.store import save_network
 from pertinent.records import Item
 
 NETWORKS = {"h128": "L3-H128", "h384": "L3-H384 (MiniLM 0,2,4)"}
+PARTS = [f"layer {layer} {part}" for layer in range(3) for part in ("attention", "feed-forward")]
 COLD = """
 import json, re, sys, time
 from pertinent.engine.index import ItemIndex
@@ -69,7 +72,8 @@ def contestants(
     with write_artifact(folder / "model", "model", {}) as aside:
         save_network(aside, network, pairs)
         write_graph(network, aside)
-    scorers = {name: Scorer.load(folder / "model", name, cores) for name in ("onnx", "native")}
+        write_json(aside / NATIVE_GATE_FILE, {"passed": True, "cheap": PARTS, "reasons": []})
+    scorers = {name: Scorer.load(folder / "model", name, cores) for name in ("onnx", "native", "native-int8")}
     index = ItemIndex.build(items, pairs, folder / "index", scorers["native"].version)
     theirs = CrossEncoder(str(folder / "hf"), max_length=LAYOUT.length, device="cpu")
     texts = [(QUERY, item.title) for item in items]
@@ -82,6 +86,7 @@ def contestants(
         "sentence-transformers": rival,
         "onnxruntime": lambda: scorers["onnx"].score_index(QUERY, index),
         "native": lambda: scorers["native"].score_index(QUERY, index),
+        "native int8": lambda: scorers["native-int8"].score_index(QUERY, index),
     }
     fast = ctranslate2_int8(network, pairs, items, folder, cores)
     return runs if fast is None else {**runs, "ctranslate2 int8": fast}
@@ -155,13 +160,15 @@ def measure(network: Any, pairs: PairTokenizer, items: list[Item], turns: int, c
         if wrong:
             sys.exit(f"error: scores of {', '.join(wrong)} differ from those of native: {differences}")
         seconds = take_turns(runs, turns)
-        cold = {name: cold_start(folder, name) for name in ("onnx", "native")}
+        cold = {name: cold_start(folder, name) for name in ("onnx", "native", "native-int8")}
     rows = {
         name: {
             "median_ms": round(1e3 * statistics.median(wall for wall, _ in times), 1),
             "median_processor_ms": round(1e3 * statistics.median(used for _, used in times), 1),
             "native_is_faster": ratio(times, seconds["native"], 0),
             "native_uses_less": ratio(times, seconds["native"], 1),
+            "native_int8_is_faster": ratio(times, seconds["native int8"], 0),
+            "native_int8_uses_less": ratio(times, seconds["native int8"], 1),
             "largest_difference": differences[name],
         }
         for name, times in seconds.items()
@@ -186,11 +193,12 @@ def main() -> None:
     items = real_titles(args.titles, pairs)
     found = measure(network, pairs, items, args.turns, cores)
     print(f"{NETWORKS[args.network]}: 1 query x {len(items)} titles, {cores} cores, {args.turns} turns, medians")
-    print(f"{'':24}{'wall ms':>10}{'cpu ms':>10}{'native wall':>13}{'native cpu':>12}")
+    print(f"{'':24}{'wall ms':>10}{'cpu ms':>10}{'native wall':>13}{'native cpu':>12}{'int8 wall':>11}{'int8 cpu':>10}")
     for name, row in found["rows"].items():
         print(
             f"{name:24}{row['median_ms']:>10.1f}{row['median_processor_ms']:>10.1f}"
             f"{row['native_is_faster']:>12.2f}x{row['native_uses_less']:>11.2f}x"
+            f"{row['native_int8_is_faster']:>10.2f}x{row['native_int8_uses_less']:>9.2f}x"
         )
     for name, row in found["cold"].items():
         print(

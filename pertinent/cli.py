@@ -134,7 +134,10 @@ COLUMNS = Flag(
     "YOURS=OURS,...",
 )
 BACKEND = Flag(
-    "--backend", "backend", "native, onnx, onnx-int8, torch or cuda; left out: the best there is", metavar="NAME"
+    "--backend",
+    "backend",
+    "native, native-int8, onnx, onnx-int8, torch or cuda; left out: the best there is",
+    metavar="NAME",
 )
 THREADS = Flag("--threads", "threads", "processor threads to use", positive, "N")
 OUT = Flag("--out", "out", "where to write", metavar="FOLDER")
@@ -282,7 +285,7 @@ COMMANDS: dict[str, Command] = {
         (
             MODEL,
             OUT,
-            Flag("--int8", "int8", "also try an int8 graph, kept only if it passes the gate", switch=True),
+            Flag("--int8", "int8", "also try int8, kept only if it passes the gate", switch=True),
             Flag("--judgments", "judgments", "real pairs for the gate: query, title, grade", metavar="FILE"),
             ITEMS,
             Flag("--scale", "scale", "the grade scale of a column 'label' in the judgments", metavar="NAME"),

@@ -327,8 +327,9 @@ def show_artifact(result: Artifact | PlainFolder, config: Config) -> None:
     metrics = {name: value for name, value in result.metrics.items() if isinstance(value, (int, float, str))}
     if metrics:
         print_table(["metric", "value"], [[name, _number(value)] for name, value in metrics.items()])
-    if "int8" in result.metrics:
-        print_table(["int8 gate", ""], _gate_rows(result.metrics["int8"]))
+    for name, title in (("int8", "int8 gate"), ("native_int8", "native int8 gate")):
+        if name in result.metrics:
+            print_table([title, ""], _gate_rows(result.metrics[name]))
 
 
 def show_trained(result: Artifact, config: Config) -> None:

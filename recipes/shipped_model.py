@@ -8,7 +8,8 @@
     4. distill    the 3-layer cross-encoder learns the teacher's margins
     5. judged     it learns the judgments of both shops, while the teacher's pairs keep it in place
     6. carry-over the same from one shop's judgments only, tested on the other
-    7. card       quality by shop beside the floors, and latency here, written into the model card
+    7. int8       whether the native engine may score it in 8 bits
+    8. card       quality by shop beside the floors, and latency here, written into the model card
 
 Every step leaves its result in the work folder and is not done again while its inputs are the
 same; a killed training goes on where it stopped. See the model card for what came out.
@@ -39,9 +40,11 @@ from pertinent.artifact import (
     write_text,
 )
 from pertinent.bench import processor
+from pertinent.commands import export
 from pertinent.data.readers import read_table
 from pertinent.data.samples import read_sample, sample_path
 from pertinent.engine.backends import available_cores
+from pertinent.engine.export import ExportConfig
 from pertinent.engine.scorer import Scorer
 from pertinent.engine.torch_backend import TorchBackend
 from pertinent.evaluation.evaluate import evaluate
@@ -120,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             out = str(work / f"only-{shop}")
             run(CONFIGS / "shipped-judged.yaml", {**settings, "judgments": str(judgments[shop]), "out": out})
     if options.install:
-        write_shipped(model, work)
+        write_shipped(with_int8(model, work, judgments["both"]), work)
         logger.info("installed version %s", open_artifact(SHIPPED, kind="model").version)
 
 
@@ -135,6 +138,13 @@ def run(path: Path, settings: dict[str, object]) -> None:
             logger.info("%s: made before", out)
             return
     train(config)
+
+
+def with_int8(model: Path, work: Path, judgments: Path) -> Path:
+    """The trained model with the gate of the native engine's 8-bit products, on judgments it was not trained on."""
+    out = work / "with-int8"
+    export(ExportConfig(model=str(model), out=str(out), judgments=str(judgments), int8_backends=("native-int8",)))
+    return out
 
 
 def write_shipped(model: Path, work: Path) -> None:

@@ -178,7 +178,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["export", "model"], "--judgments is required to compare int8 with float32; or give --no-int8"),
         (["study"], "required: FILE"),
         (["bench", "--candidates", "0"], "0 is not a number of items"),
-        (["bench", "--backends", "tpu"], "'tpu' is not a backend; allowed: native, torch, onnx, onnx-int8"),
+        (
+            ["bench", "--backends", "tpu"],
+            "'tpu' is not a backend; allowed: native, native-int8, torch, onnx, onnx-int8, cuda",
+        ),
         (["score", "a", "--items", "items.csv", "--set", "top"], "--set top: expected a.b=value"),
         (["score", "a", "--items", "items.csv", "--set", "tpo=1"], "tpo: unknown key; did you mean 'top'?"),
         (["score", "a", "--items", "items.csv", "--set", "top=-1"], "top: Input should be greater than or equal to 1"),

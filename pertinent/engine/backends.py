@@ -62,6 +62,7 @@ class RowBackend(Protocol):
 # Each has a class method ``open(artifact, threads)``.
 BACKENDS = {
     "native": "pertinent.engine.native_backend:NativeBackend",
+    "native-int8": "pertinent.engine.native_backend:NativeInt8Backend",
     "torch": "pertinent.engine.torch_backend:TorchBackend",
     "onnx": "pertinent.engine.onnx_backend:OnnxBackend",
     "onnx-int8": "pertinent.engine.onnx_backend:OnnxInt8Backend",

@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,9 +27,8 @@ from pydantic import Field
 
 from pertinent.artifact import MANIFEST, Artifact, open_artifact, read_json, write_artifact, write_json
 from pertinent.config import Config
-from pertinent.correlation import spearman
 from pertinent.engine.backends import available_cores
-from pertinent.engine.gate import Gate, JudgedFalls, enough, gate
+from pertinent.engine.gate import Gate, JudgedFalls, choose_parts
 from pertinent.engine.golden import GOLDEN_FILE, golden_logits
 from pertinent.engine.graph import (
     AHEAD_GRAPH_FILE,
@@ -41,13 +40,20 @@ from pertinent.engine.graph import (
     TRANSPOSED,
 )
 from pertinent.engine.late import join_inputs, query_inputs, title_inputs
+from pertinent.engine.native_backend import (
+    NATIVE_GATE_FILE,
+    NativeBackend,
+    NativeInt8Backend,
+    native_parts,
+    usable,
+)
 from pertinent.engine.onnx_backend import OnnxBackend, OnnxInt8Backend, open_session, read_weights
 from pertinent.engine.scorer import Scorer
 from pertinent.engine.torch_backend import TorchBackend
 from pertinent.errors import ArtifactError, ConfigError, DataError, need
 from pertinent.folders import model_folder
 from pertinent.models.joining import state_width
-from pertinent.models.store import WEIGHTS_FILE, load_network, save_network
+from pertinent.models.store import WEIGHTS_FILE, load_network, load_pairs, save_network
 from pertinent.models.weights import load_weights
 from pertinent.probability import CALIBRATION_FILE, Platt, calibration_from
 from pertinent.records import MODEL_INPUTS, Judgment, Pair, TokenBatch
@@ -70,6 +76,8 @@ class ExportConfig(Config):
     the grades may fall; AUC and NDCG@10 may not fall beyond chance. Parts of the network that do harm
     go back to float32. Fewer than three times ``top`` pairs, or grades that are all equal, are no
     evidence, and int8 is not kept. Judgments of the split ``train`` are left out.
+    ``int8_backends`` are the backends that it is tried for, each with a gate of its own; the native engine is
+    left out where it is not built or does not know the network.
     Judgments without titles need ``items``, labels that are no grades need a ``scale``.
 
     ``model`` may be a cross-encoder folder as sentence-transformers saves it: it becomes a model of
@@ -81,6 +89,7 @@ class ExportConfig(Config):
     out: str | None = None
     format: Literal["engine", "hugging_face"] = "engine"
     int8: bool = True
+    int8_backends: tuple[Literal["onnx-int8", "native-int8"], ...] = ("onnx-int8", "native-int8")
     judgments: str | None = None
     items: str | None = None
     scale: str | None = None
@@ -157,24 +166,37 @@ def export(config: ExportConfig, judgments: Sequence[Judgment], falls: JudgedFal
         config = config.model_copy(update={"model": str(made.path)})
     artifact = open_artifact(model_folder(config.model), kind="model")
     network, pairs = load_network(artifact)
-    metrics = {name: value for name, value in artifact.metrics.items() if name != "int8"}  # of an earlier export
+    metrics = {name: value for name, value in artifact.metrics.items() if name not in ("int8", "native_int8")}
     inputs = {**artifact.manifest.get("inputs", {}), "model": artifact.version}
-    dropped = {GRAPH_FILE, INT8_GRAPH_FILE, AHEAD_GRAPH_FILE, JOIN_GRAPH_FILE, GATE_FILE, GOLDEN_FILE}
+    dropped = {GRAPH_FILE, INT8_GRAPH_FILE, AHEAD_GRAPH_FILE, JOIN_GRAPH_FILE, GATE_FILE, NATIVE_GATE_FILE}
+    dropped.add(GOLDEN_FILE)
     with write_artifact(config.out or artifact.path, "model", artifact.config, inputs, metrics) as folder:
         for name in artifact.manifest["files"].keys() - dropped:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(artifact.path / name, folder / name)
         metrics["onnx_difference"] = write_graph(network, folder)
-        if config.int8:
-            found = choose_int8(folder, pairs, judgments, config, falls)
-            metrics["int8"] = found.plain()
-            if not found.passed:
-                _log.warning("int8 is not kept: %s", "; ".join(found.reasons))
-            write_json(folder / GATE_FILE, found.plain())
+        if config.int8 and "onnx-int8" in config.int8_backends:
+            metrics["int8"] = _keep_gate(folder / GATE_FILE, choose_int8(folder, pairs, judgments, config, falls))
+        native = config.int8 and "native-int8" in config.int8_backends and usable(artifact)
+        if native:
+            found = choose_native_int8(artifact, judgments, config, falls)
+            metrics["native_int8"] = _keep_gate(folder / NATIVE_GATE_FILE, found)
         if artifact.has(GOLDEN_FILE):
             golden = read_json(artifact.file(GOLDEN_FILE))
-            write_golden(folder, [Pair(*pair) for pair in golden["pairs"]], network, pairs)
+            rounded = NativeInt8Backend.open_rounded(artifact, 1, found.cheap) if native and found.passed else None
+            write_golden(folder, [Pair(*pair) for pair in golden["pairs"]], network, pairs, rounded)
     return open_artifact(config.out or artifact.path, kind="model")
+
+
+def _keep_gate(path: Path, found: Gate) -> dict[str, Any]:
+    """What was measured, written beside the model."""
+    name = "native int8" if path.name == NATIVE_GATE_FILE else "int8"
+    if not found.passed:
+        _log.warning("%s is not kept: %s", name, "; ".join(found.reasons))
+    elif found.exact:
+        _log.info("%s is kept, but for %s, which stay float32", name, ", ".join(found.exact))
+    write_json(path, found.plain())
+    return found.plain()
 
 
 def is_hugging_face(model: str | None) -> bool:
@@ -227,14 +249,21 @@ def _wanted_out(config: ExportConfig) -> Path:
     return Path(config.out)
 
 
-def write_golden(folder: str | Path, pairs: Sequence[Pair], network: Any, tokenizer: Any) -> None:
-    """Write ``golden.json``: some 20 pairs, and the logits each backend of the open folder gives them."""
+def write_golden(
+    folder: str | Path, pairs: Sequence[Pair], network: Any, tokenizer: Any, native: NativeInt8Backend | None = None
+) -> None:
+    """Write ``golden.json``: some 20 pairs, and the logits each backend of the open folder gives them.
+
+    ``native`` is the native engine in 8 bits over the same weights, where the model may be scored with it.
+    """
     folder = Path(folder)
     reference = TorchBackend(_as_saved(network, folder), 1)
     logits = {"float32": golden_logits(Scorer(reference, tokenizer).pair_logits, pairs)}
     if (folder / INT8_GRAPH_FILE).is_file():
         backend = OnnxInt8Backend(open_session(folder / INT8_GRAPH_FILE, folder / WEIGHTS_FILE), 1)
         logits[backend.name] = golden_logits(Scorer(backend, tokenizer).pair_logits, pairs)
+    if native is not None:
+        logits[native.name] = golden_logits(Scorer(native, tokenizer).pair_logits, pairs)
     rounded = {name: [round(float(value), 7) for value in values] for name, values in logits.items()}
     write_json(folder / GOLDEN_FILE, {"pairs": [list(pair) for pair in pairs], "logits": rounded})
 
@@ -244,9 +273,7 @@ def choose_int8(
 ) -> Gate:
     """Write ``graph.int8.onnx`` with as many parts in 8 bits as pass the gate; it is gone where none do.
 
-    All parts are tried first. Where that fails, each part alone is tried, and parts go back to float32
-    one after the other, the most harmful first. On the first ``config.pairs`` judgments, those of the
-    split ``train`` left out.
+    On the first ``config.pairs`` judgments, those of the split ``train`` left out.
     """
     judged = _held_out(judgments)[: config.pairs]
     texts = [Pair(judgment.query, judgment.title) for judgment in judged]
@@ -259,24 +286,27 @@ def choose_int8(
         session = open_session(folder / INT8_GRAPH_FILE, folder / WEIGHTS_FILE)
         return Scorer(OnnxInt8Backend(session, available_cores()), pairs).pair_logits(texts)
 
-    def tried(floats: Sequence[str]) -> Gate:
-        found = gate(wanted, scores(floats), judged, config, falls)
-        kept = tuple(part for part in parts if part not in floats)
-        return replace(found, cheap=kept, exact=tuple(part for part in parts if part in floats))
-
-    first = found = tried([])
-    if not first.passed and enough(judged, config) and len(parts) > 1:
-        harm = {part: -spearman(wanted, scores([other for other in parts if other != part])) for part in parts}
-        order = sorted(parts, key=lambda part: -harm[part])
-        for count in range(1, len(order)):
-            found = tried(order[:count])
-            if found.passed:
-                _log.info("int8 is kept, but for %s, which stay float32", ", ".join(found.exact))
-                return found
-    if not found.passed:
+    found = choose_parts(parts, wanted, scores, judged, config, falls)
+    if not found.passed:  # else the graph that was tried last is the one that passed
         (folder / INT8_GRAPH_FILE).unlink()
-        return replace(first, cheap=(), exact=tuple(parts))
     return found
+
+
+def choose_native_int8(
+    artifact: Artifact, judgments: Sequence[Judgment], config: ExportConfig, falls: JudgedFalls | None = None
+) -> Gate:
+    """The gate of the native engine in 8 bits, on the same judgments as ``choose_int8``; nothing is written."""
+    judged = _held_out(judgments)[: config.pairs]
+    texts = [Pair(judgment.query, judgment.title) for judgment in judged]
+    pairs, cores = load_pairs(artifact), available_cores()
+    parts = native_parts(artifact)
+    wanted = Scorer(NativeBackend.open(artifact, cores), pairs).pair_logits(texts)
+
+    def scores(floats: Sequence[str]) -> NDArray[np.float32]:
+        rounded = [part for part in parts if part not in floats]
+        return Scorer(NativeInt8Backend.open_rounded(artifact, cores, rounded), pairs).pair_logits(texts)
+
+    return choose_parts(parts, wanted, scores, judged, config, falls)
 
 
 def int8_parts(folder: Path) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -107,6 +107,38 @@ def gate(
         if fall.low > 0
     ]
     return Gate(not reasons, len(judged), agreement, overlap, loss, reasons, found)
+
+
+def choose_parts(
+    parts: Sequence[str],
+    exact: Scores,
+    cheap: Callable[[Sequence[str]], Scores],
+    judged: Sequence[Judgment],
+    limits: Limits,
+    falls: JudgedFalls | None = None,
+) -> Gate:
+    """The gate with as many ``parts`` of a network in 8 bits as pass it; none where it does not pass.
+
+    ``cheap`` gives the scores where the named parts stay float32. All parts are rounded first. Where that
+    fails, each part alone is tried, and parts go back to float32 one after the other, the most harmful first.
+    """
+
+    def tried(floats: Sequence[str]) -> Gate:
+        found = gate(exact, cheap(floats), judged, limits, falls)
+        kept = tuple(part for part in parts if part not in floats)
+        return replace(found, cheap=kept, exact=tuple(part for part in parts if part in floats))
+
+    first = tried([])
+    if first.passed:
+        return first
+    if enough(judged, limits) and len(parts) > 1:
+        harm = {part: -spearman(exact, cheap([other for other in parts if other != part])) for part in parts}
+        order = sorted(parts, key=lambda part: -harm[part])
+        for count in range(1, len(order)):
+            found = tried(order[:count])
+            if found.passed:
+                return found
+    return replace(first, cheap=(), exact=tuple(parts))
 
 
 def enough(judged: Sequence[Judgment], limits: Limits) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Collection
 from typing import Any, Self
 
 import numpy as np
@@ -23,6 +24,7 @@ from pertinent.records import TokenBatch, TokenRows
 
 MODULE = "pertinent.engine._native"
 NETWORKS = ("ei_src",)
+NATIVE_GATE_FILE = "native_int8.json"
 TERM_CLASS_ROWS = "embeddings.term_class.weight"
 
 
@@ -51,35 +53,16 @@ class NativeBackend:
 
     @classmethod
     def open(cls, artifact: Artifact, threads: int, instructions: str | None = None) -> Self:
-        """The engine over a model artifact; ``instructions`` is avx512, avx2 or portable, None the best here.
+        """The engine over a model artifact; ``instructions`` is one of those of ``native_module``, None the best here.
 
         Raises ConfigError where the module was not built, ArtifactError where weights and sizes do not fit.
         """
-        module = native_module()
-        if module is None:
-            raise ConfigError(
-                "the native engine was not built when pertinent was installed; install a C++ compiler and run: "
-                "pip install --force-reinstall --no-deps pertinent, or score with the backend 'onnx'"
-            )
-        settings = model_settings(artifact)
-        kind = settings["network"].get("type", "ei_src")
-        if kind not in NETWORKS:
-            raise ConfigError(
-                f"{artifact.path}: the native engine computes {', '.join(NETWORKS)}, not {kind}; "
-                "score with the backend 'onnx' or 'torch'"
-            )
-        specials = special_ids(artifact)
-        weights, token_rows, scales = _weights(artifact)
-        sizes = _sizes(settings, weights, token_rows) | {"cls": specials[0], "sep": specials[1]}
-        try:
-            engine = module.Engine(sizes, weights, token_rows, scales, instructions)
-        except (ValueError, TypeError) as error:
-            raise ArtifactError(f"{artifact.path / WEIGHTS_FILE}: does not fit {MODEL_FILE}: {error}") from None
+        engine, specials = _open_engine(artifact, instructions, [])
         return cls(engine, specials, threads)
 
     @property
     def instructions(self) -> str:
-        """The instruction set in use: avx512, avx2 or portable."""
+        """The instruction set in use: avx512vnni, avx512, avx2 or portable."""
         return str(self._engine.instructions)
 
     def forward_rows(
@@ -129,6 +112,77 @@ class NativeBackend:
         places = np.arange(len(batch))
         queries, items = batch.blocks()
         return self.forward_rows(queries, places, items, places, threads=1)
+
+
+class NativeInt8Backend(NativeBackend):
+    """The same schedule with 8-bit products, for models that have passed the gate of ``pertinent export``.
+
+    Each row of numbers has a scale of its own, so that a score does not depend on the other titles of the call, as
+    in float32. What stays float32: word vectors, attention, the parts that the gate named, and the head.
+    """
+
+    name = "native-int8"
+
+    @classmethod
+    def open(cls, artifact: Artifact, threads: int, instructions: str | None = None) -> Self:
+        """The engine with the parts in 8 bits that the gate let pass. Raises ArtifactError where it let none pass."""
+        export = f"run: pertinent export {artifact.path} --int8 --judgments FILE --out FOLDER"
+        if not artifact.has(NATIVE_GATE_FILE):
+            raise ArtifactError(f"{artifact.path}: has no {NATIVE_GATE_FILE}; {export}, or score with 'native'")
+        found = artifact.json(NATIVE_GATE_FILE)
+        try:
+            passed, rounded, reasons = bool(found["passed"]), list(found["cheap"]), list(found["reasons"])
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(
+                f"{artifact.path / NATIVE_GATE_FILE}: not the outcome of a gate ({type(error).__name__} {error}); "
+                f"{export}"
+            ) from None
+        if not passed:
+            why = "; ".join(str(reason) for reason in reasons)
+            raise ArtifactError(f"{artifact.path}: 8-bit products did not pass the gate ({why}); score with 'native'")
+        return cls.open_rounded(artifact, threads, rounded, instructions)
+
+    @classmethod
+    def open_rounded(
+        cls, artifact: Artifact, threads: int, rounded: Collection[str], instructions: str | None = None
+    ) -> Self:
+        """The engine with the given parts in 8 bits, whatever a gate says about it."""
+        parts = native_parts(artifact)
+        unknown = [part for part in rounded if part not in parts]
+        if unknown:
+            raise ArtifactError(f"{artifact.path}: the network has no part {unknown[0]!r}; it has {', '.join(parts)}")
+        engine, specials = _open_engine(artifact, instructions, [part in rounded for part in parts])
+        return cls(engine, specials, threads)
+
+
+def native_parts(artifact: Artifact) -> list[str]:
+    """The parts of the network that the native engine can compute in 8 bits: two a layer, in its order."""
+    layers = int(model_settings(artifact)["network"].get("layers", 0))
+    return [f"layer {layer} {part}" for layer in range(layers) for part in ("attention", "feed-forward")]
+
+
+def _open_engine(artifact: Artifact, instructions: str | None, rounded: list[bool]) -> tuple[Any, tuple[int, int]]:
+    """The C++ engine over a model artifact, and the ids of ``[CLS]`` and ``[SEP]``."""
+    module = native_module()
+    if module is None:
+        raise ConfigError(
+            "the native engine was not built when pertinent was installed; install a C++ compiler and run: "
+            "pip install --force-reinstall --no-deps pertinent, or score with the backend 'onnx'"
+        )
+    settings = model_settings(artifact)
+    kind = settings["network"].get("type", "ei_src")
+    if kind not in NETWORKS:
+        raise ConfigError(
+            f"{artifact.path}: the native engine computes {', '.join(NETWORKS)}, not {kind}; "
+            "score with the backend 'onnx' or 'torch'"
+        )
+    specials = special_ids(artifact)
+    weights, token_rows, scales = _weights(artifact)
+    sizes = _sizes(settings, weights, token_rows) | {"cls": specials[0], "sep": specials[1]}
+    try:
+        return module.Engine(sizes, weights, token_rows, scales, instructions, rounded), specials
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(f"{artifact.path / WEIGHTS_FILE}: does not fit {MODEL_FILE}: {error}") from None
 
 
 def special_ids(artifact: Artifact) -> tuple[int, int]:

@@ -84,9 +84,10 @@ class Scorer:
         """The scorer of a model folder; None is the model that comes with the package, ``shipped-late`` its
         sibling that joins late.
 
-        ``backend`` is ``native``, ``torch``, ``onnx``, ``onnx-int8`` or ``cuda``; None takes the native engine where it
-        was built, else ONNX where the model has a graph. ``threads`` is the number of cores to use,
-        None all of them. Raises ArtifactError for a damaged model, or one whose golden scores come out different here.
+        ``backend`` is ``native``, ``native-int8``, ``torch``, ``onnx``, ``onnx-int8`` or ``cuda``; None takes the
+        native engine where it was built, else ONNX where the model has a graph. ``threads`` is the number of cores
+        to use, None all of them. Raises ArtifactError for a damaged model, or one whose golden scores come out
+        different here.
         """
         artifact = open_artifact(model_folder(path), kind="model")
         pairs = load_pairs(artifact)

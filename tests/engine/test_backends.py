@@ -38,7 +38,7 @@ def test_the_default_is_native_where_it_was_built_then_onnx_where_there_is_a_gra
 
 
 def test_wrong_names_and_threads_are_refused(tiny_artifact: Artifact) -> None:
-    with pytest.raises(ConfigError, match="allowed: native, torch, onnx, onnx-int8"):
+    with pytest.raises(ConfigError, match="allowed: native, native-int8, torch, onnx, onnx-int8, cuda"):
         open_backend(tiny_artifact, "tensorrt")
     with pytest.raises(ConfigError, match="threads is 0"):
         open_backend(tiny_artifact, threads=0)

@@ -17,6 +17,7 @@ from pertinent.engine import export as export_module
 from pertinent.engine.export import ExportConfig, export, ragged_batches, write_golden, write_graph
 from pertinent.engine.gate import EVIDENCE, Fall, gate
 from pertinent.engine.golden import golden_logits, read_golden
+from pertinent.engine.native_backend import native_module, native_parts
 from pertinent.engine.scorer import Scorer
 from pertinent.errors import ArtifactError, ConfigError, DataError
 from pertinent.lexicon.pairs import PairTokenizer
@@ -72,9 +73,14 @@ def test_export_keeps_everything_else_and_adds_int8_where_it_is_good(model: Path
     for name in ("model.safetensors", "tokenizer.json", "model.json"):
         assert made.file(name).read_bytes() == before.file(name).read_bytes()
     # The golden file knows the scores of both, so both load.
-    for backend in ("torch", "onnx", "onnx-int8"):
+    built = ["native", "native-int8"] if native_module() is not None else []
+    for backend in ("torch", "onnx", "onnx-int8", *built):
         Scorer.load(made.path, backend)
-    assert set(made.json("golden.json")["logits"]) == {"float32", "onnx-int8"}
+    assert set(made.json("golden.json")["logits"]) == {"float32", "onnx-int8", *built[1:]}
+    if built:
+        assert made.json("native_int8.json") == made.metrics["native_int8"]
+        assert made.metrics["native_int8"]["passed"] and made.metrics["native_int8"]["pairs"] == 18
+        assert made.metrics["native_int8"]["cheap"] == native_parts(made)
     assert made.manifest["files"]["graph.int8.onnx"]["bytes"] < 60_000
 
 
@@ -120,7 +126,7 @@ def test_parts_that_do_harm_go_back_to_float32(
     parts = export_module.int8_parts(tmp_path)
     assert parts == [f"layer {n} {part}" for n in (0, 1) for part in ("attention", "feed-forward")]
     limits = ExportConfig(**LENIENT)
-    monkeypatch.setattr(export_module, "gate", lambda exact, cheap, *rest: judge(exact, cheap, *rest))
+    monkeypatch.setattr("pertinent.engine.gate.gate", lambda exact, cheap, *rest: judge(exact, cheap, *rest))
 
     def judge(exact: Any, cheap: Any, *rest: Any) -> Any:
         """Passes once the worst two parts are float32: then fewer than four products of layer 1 are in 8 bits."""

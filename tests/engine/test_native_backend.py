@@ -16,7 +16,13 @@ from pertinent.artifact import Artifact
 from pertinent.engine import native_backend
 from pertinent.engine.arrays import Ragged
 from pertinent.engine.late import item_states, join_logits
-from pertinent.engine.native_backend import NativeBackend, native_module
+from pertinent.engine.native_backend import (
+    NATIVE_GATE_FILE,
+    NativeBackend,
+    NativeInt8Backend,
+    native_module,
+    native_parts,
+)
 from pertinent.engine.torch_backend import TorchBackend
 from pertinent.errors import ArtifactError, ConfigError, DataError
 from pertinent.lexicon.pairs import PairConfig, PairTokenizer
@@ -87,11 +93,12 @@ def test_scores_equal_those_of_torch(name: str, positions: str, instructions: st
     np.testing.assert_array_equal(NativeBackend.open(artifact, 1, instructions).forward(batch), found)
 
 
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("instructions", SETS)
-def test_a_score_is_the_same_bits_for_any_threads_order_and_company(instructions: str, made: Any) -> None:
+def test_a_score_is_the_same_bits_for_any_threads_order_and_company(instructions: str, int8: bool, made: Any) -> None:
     artifact = made("term classes")
     queries, items = token_rows(0, 2, 14, 40), token_rows(1, 150, 35, 40)
-    backend = NativeBackend.open(artifact, 3, instructions)
+    backend = rounded(artifact, 3, instructions) if int8 else NativeBackend.open(artifact, 3, instructions)
     places = np.arange(150)
     all_at_once = backend.forward_rows(queries, places % 2, items, places)
     order = np.random.default_rng(0).permutation(150)
@@ -100,6 +107,88 @@ def test_a_score_is_the_same_bits_for_any_threads_order_and_company(instructions
         some = places[:: threads + 1]
         found = backend.forward_rows(queries, some % 2, items, some, threads=threads)
         np.testing.assert_array_equal(found, all_at_once[some])
+
+
+def rounded(artifact: Artifact, threads: int = 2, instructions: str | None = None) -> NativeInt8Backend:
+    return NativeInt8Backend.open_rounded(artifact, threads, native_parts(artifact), instructions)
+
+
+@pytest.mark.parametrize("instructions", SETS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_int8_is_near_float_on_every_instruction_set(name: str, instructions: str, made: Any) -> None:
+    artifact = made(name)
+    queries, items = token_rows(0, 5, 14, 40), token_rows(1, 40, 35, 40)
+    random = np.random.default_rng(2)
+    query_rows, item_rows = random.integers(0, 5, 60), random.integers(0, 40, 60)
+    exact = NativeBackend.open(artifact, 2).forward_rows(queries, query_rows, items, item_rows)
+    found = rounded(artifact, 2, instructions).forward_rows(queries, query_rows, items, item_rows)
+    assert (found != exact).any()
+    assert np.corrcoef(found, exact)[0, 1] > 0.99
+    np.testing.assert_allclose(found, exact, atol=0.6 * exact.std())
+    portable = rounded(artifact, 2, SETS[0]).forward_rows(queries, query_rows, items, item_rows)
+    np.testing.assert_allclose(found, portable, atol=0.1 * exact.std())  # a last bit may turn a rounding
+
+
+def test_each_part_of_a_network_can_stay_float32(made: Any) -> None:
+    artifact = made("join in the last layer")
+    queries, items, places = token_rows(0, 1, 14, 40), token_rows(1, 40, 35, 40), np.arange(40)
+
+    def scores(parts: list[str]) -> Any:
+        backend = NativeInt8Backend.open_rounded(artifact, 1, parts)
+        return backend.forward_rows(queries, 0 * places, items, places)
+
+    parts = native_parts(artifact)
+    assert parts == [f"layer {n} {part}" for n in range(3) for part in ("attention", "feed-forward")]
+    exact = NativeBackend.open(artifact, 1).forward_rows(queries, 0 * places, items, places)
+    np.testing.assert_array_equal(scores([]), exact)
+    assert len({scores([part]).tobytes() for part in parts} | {exact.tobytes()}) == 7  # each changes something
+    with pytest.raises(ArtifactError, match="no part 'layer 3 attention'"):
+        scores(["layer 3 attention"])
+
+
+def test_int8_opens_only_what_has_passed_its_gate(
+    tiny_network: Any, tiny_pairs: Any, artifact_maker: Any, tmp_path: Any
+) -> None:
+    artifact = artifact_maker(tmp_path / "model", tiny_network, tiny_pairs, graph=False)
+    with pytest.raises(ArtifactError, match=r"has no native_int8\.json; run: pertinent export "):
+        NativeInt8Backend.open(artifact, 1)
+    queries, items, places = token_rows(0, 1, 14, 40), token_rows(1, 20, 35, 40), np.arange(20)
+    for content, words in (
+        ({"passed": False, "cheap": [], "reasons": ["too harmful"]}, r"did not pass the gate \(too harmful\)"),
+        ({"passed": True, "cheap": ["head"], "reasons": []}, "no part 'head'"),
+        ({"passed": True}, "not the outcome of a gate"),
+        ([], "not the outcome of a gate"),
+    ):
+        (artifact.path / NATIVE_GATE_FILE).write_text(json.dumps(content))
+        made = replace(
+            artifact, manifest={**artifact.manifest, "files": {**artifact.manifest["files"], NATIVE_GATE_FILE: {}}}
+        )
+        with pytest.raises(ArtifactError, match=words):
+            NativeInt8Backend.open(made, 1)
+    passed = {"passed": True, "cheap": ["layer 0 attention"], "reasons": []}
+    (artifact.path / NATIVE_GATE_FILE).write_text(json.dumps(passed))
+    backend = NativeInt8Backend.open(made, 1)
+    assert backend.name == "native-int8"
+    wanted = NativeInt8Backend.open_rounded(artifact, 1, ["layer 0 attention"])
+    arguments = (queries, 0 * places, items, places)
+    np.testing.assert_array_equal(backend.forward_rows(*arguments), wanted.forward_rows(*arguments))
+
+
+@pytest.mark.parametrize("name", ["join in the last layer", "join in layer 1", "one way", "one way, joined late"])
+def test_int8_scores_from_states_equal_those_from_tokens(name: str, made: Any) -> None:
+    artifact = made(name)
+    pairs = load_pairs(artifact)
+    queries, items = token_rows(0, 5, 14, pairs.vocabulary_size), token_rows(1, 40, 35, pairs.vocabulary_size)
+    random = np.random.default_rng(2)
+    query_rows, item_rows = random.integers(0, 5, 60), random.integers(0, 40, 60)
+    states = item_states(TorchBackend.open(artifact, 1), pairs, items)
+    backend = rounded(artifact)
+    found = backend.join_rows(queries, query_rows, states, item_rows)
+    wanted = NativeBackend.open(artifact, 1).join_rows(queries, query_rows, states, item_rows)
+    assert np.corrcoef(found, wanted)[0, 1] > 0.99
+    for threads in (1, 3):
+        again = backend.join_rows(queries, query_rows, states, item_rows, threads=threads)
+        np.testing.assert_array_equal(again, found)
 
 
 JOINED = [name for name in NETWORKS if name.startswith(("join", "one way"))]

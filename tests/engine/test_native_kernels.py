@@ -59,6 +59,75 @@ def test_a_row_of_a_product_is_the_same_bits_in_any_company(instructions: str) -
         np.testing.assert_array_equal(native.kernels.linear(instructions, a[:m], w, b).reshape(m, 96), whole[:m])
 
 
+def whole_numbers(seed: int, *shape: int) -> Floats:
+    """Numbers from -127 to 127 with a 127 in each row: rounding to 8 bits leaves them as they are."""
+    found = np.random.default_rng(seed).integers(-127, 128, shape).astype(np.float32)
+    found[np.arange(shape[0]), np.arange(shape[0]) % shape[1]] = 127
+    return found
+
+
+def int8(instructions: str, a: Floats, w: Floats, b: Floats, c: Floats | None = None, gelu: bool = False) -> Floats:
+    found = native.kernels.linear_int8(instructions, a, w, b, c, gelu)
+    return found[: len(a) * len(w)].reshape(len(a), len(w))
+
+
+@every_set
+@shapes
+@given(rows, st.sampled_from([1, 2, 3, 5, 31, 64, 100, 384, 1536]), widths, st.integers(0, 9))
+def test_products_of_whole_numbers_are_exact_in_8_bits(
+    instructions: str, m: int, inputs: int, outputs: int, seed: int
+) -> None:
+    a, w, b = whole_numbers(seed, m, inputs), whole_numbers(seed + 1, outputs, inputs), drawn(seed, outputs)
+    powers = np.exp2(np.random.default_rng(seed).integers(-9, 9, m)).astype(np.float32)[:, None]
+    wanted = powers * (a.astype(np.float64) @ w.T.astype(np.float64)) + b
+    np.testing.assert_allclose(int8(instructions, a * powers, w, b), wanted, rtol=3e-7, atol=1e-4 * powers.max())
+    most = np.full_like(a, 127)  # no sum leaves its bits
+    for sign in (1, -1):
+        found = int8(instructions, most, np.full_like(w, 127 * sign), 0 * b)
+        np.testing.assert_allclose(found, sign * 127.0**2 * inputs, rtol=3e-7)
+
+
+@every_set
+@shapes
+@given(rows, widths, widths, st.sampled_from(["store", "add", "gelu"]), st.integers(0, 9))
+def test_products_in_8_bits_are_as_near_as_rounding_allows(
+    instructions: str, m: int, inputs: int, outputs: int, epilogue: str, seed: int
+) -> None:
+    a, w, b, c = drawn(seed, m, inputs), drawn(seed + 1, outputs, inputs), drawn(seed, outputs), drawn(seed, m, outputs)
+    found = int8(instructions, a, w, b, c if epilogue == "add" else None, epilogue == "gelu")
+    wanted = a.astype(np.float64) @ w.T.astype(np.float64) + b
+    wanted = wanted + c if epilogue == "add" else exact_gelu(wanted) if epilogue == "gelu" else wanted
+    largest_a, largest_w = np.abs(a).max(1)[:, None], np.abs(w).max(1)[None]
+    half = 0.502 / 127  # of a step, with some room for float32
+    bound = half * (largest_a * np.abs(w).sum(1)[None] + largest_w * np.abs(a).sum(1)[:, None])
+    bound = bound + inputs * half**2 * largest_a * largest_w
+    assert (np.abs(found - wanted) <= 1.13 * bound + 1e-5).all()  # the slope of GELU is at most 1.129
+
+
+def test_all_instruction_sets_find_the_same_products_in_8_bits() -> None:
+    a, w, b = drawn(0, 40, 132), drawn(1, 70, 132), drawn(2, 70)
+    found = [int8(instructions, a, w, b) for instructions in SETS]
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], atol=2e-6 * np.abs(found[0]).max())
+
+
+@every_set
+def test_rows_in_8_bits_keep_to_themselves(instructions: str) -> None:
+    a, w, b = drawn(0, 40, 130), drawn(1, 96, 130), drawn(2, 96)
+    whole = int8(instructions, a, w, b)
+    for m in range(1, 40):
+        np.testing.assert_array_equal(int8(instructions, a[:m], w, b), whole[:m])
+    broken = a.copy()
+    broken[3, 129], broken[5, 0], broken[7] = np.nan, np.inf, 0.0
+    found = int8(instructions, broken, w, b)
+    assert np.isnan(found[[3, 5]]).all()
+    np.testing.assert_array_equal(found[7], b)
+    others = np.delete(np.arange(40), [3, 5, 7])
+    np.testing.assert_array_equal(found[others], whole[others])
+    w[4, 17] = np.nan
+    assert np.isnan(int8(instructions, a, w, b)[:, 4]).all()
+
+
 @every_set
 @shapes
 @given(rows, widths, st.integers(0, 9))

@@ -81,6 +81,33 @@ std::vector<float> scores(Engine &engine, const Texts &queries, const Texts &ite
     return out;
 }
 
+// States as an index keeps them: half-precision numbers up to 2, a row for each token and for [SEP].
+struct Known {
+    std::vector<std::uint16_t> values;
+    std::vector<std::int64_t> offsets{0};
+    std::size_t width;
+
+    Known(int count, int longest, std::size_t of_width) : width(of_width) {
+        for (int row = 0; row < count; ++row) offsets.push_back(offsets.back() + 1 + below(longest));
+        values.resize(static_cast<std::size_t>(offsets.back()) * width);
+        for (std::uint16_t &value : values) value = static_cast<std::uint16_t>(below(0x4000) | (below(2) << 15));
+    }
+    States states() const { return {values.data(), values.size() / width, width, offsets.data(), offsets.size() - 1}; }
+};
+
+std::vector<float> joined(Engine &engine, const Texts &queries, const Known &items, const std::vector<std::int64_t> &q,
+                          const std::vector<std::int64_t> &i, std::size_t threads) {
+    std::vector<float> out(q.size());
+    engine.join(queries.rows(), q.data(), items.states(), i.data(), q.size(), threads, out.data());
+    return out;
+}
+
+Rounded drawn_parts(std::size_t layers) {
+    Rounded parts;
+    for (std::size_t part = 0; part < 2 * layers; ++part) parts.push_back(below(3) != 0);
+    return parts;
+}
+
 Sizes drawn_sizes() {
     Sizes s{};
     s.heads = 1 + static_cast<std::size_t>(below(4));
@@ -101,30 +128,70 @@ Sizes drawn_sizes() {
     return s;
 }
 
-// Every instruction set gives the same scores to rounding, and the same bits for any number of threads.
+// Every instruction set gives the same scores to rounding, and the same bits for any number of threads. Where products
+// are rounded to 8 bits, a last bit may turn the rounding of a number.
+template <class Run>
+void check_scores(const Network &network, const Rounded &parts, const Run &run) {
+    std::vector<float> reference;
+    const float near = parts.empty() ? 1e-3f : 0.2f;
+    for (const char *name : {"portable", "avx2", "avx512", "avx512vnni"}) {
+        const Kernels *kernels = find_kernels(name);
+        if (kernels == nullptr) continue;
+        TokenTable table;
+        table.floats = network.tokens.data();
+        Engine engine(network.sizes, network.weights, table, *kernels, parts);
+        const std::vector<float> found = run(engine, 1);
+        if (reference.empty()) reference = found;
+        for (std::size_t pair = 0; pair < found.size(); ++pair) {
+            expect(std::isfinite(found[pair]), "a score is finite");
+            expect(std::fabs(found[pair] - reference[pair]) < near * (1.0f + std::fabs(reference[pair])), "instruction sets agree");
+        }
+        std::vector<std::thread> callers;
+        for (std::size_t threads = 1; threads < 5; ++threads)
+            callers.emplace_back([&, threads] { expect(run(engine, threads) == found, "threads agree"); });
+        for (std::thread &caller : callers) caller.join();
+    }
+}
+
 void check_network(const Network &network) {
     const Sizes &s = network.sizes;
     const Texts queries(4, static_cast<int>(s.query_length) - 2, 50), items(30, static_cast<int>(s.item_length) - 1, 50);
     std::vector<std::int64_t> q, i;
     for (int pair = below(60); pair > 0; --pair) q.push_back(below(4)), i.push_back(below(30));
-    std::vector<float> reference;
-    for (const char *name : {"portable", "avx2", "avx512"}) {
-        const Kernels *kernels = find_kernels(name);
-        if (kernels == nullptr) continue;
-        TokenTable table;
-        table.floats = network.tokens.data();
-        Engine engine(s, network.weights, table, *kernels);
-        const std::vector<float> found = scores(engine, queries, items, q, i, 1);
-        if (reference.empty()) reference = found;
-        for (std::size_t pair = 0; pair < found.size(); ++pair) {
-            expect(std::isfinite(found[pair]), "a score is finite");
-            expect(std::fabs(found[pair] - reference[pair]) < 1e-3f * (1.0f + std::fabs(reference[pair])), "instruction sets agree");
+    const Rounded parts = drawn_parts(s.layers);
+    for (const Rounded &some : {Rounded(), parts})
+        check_scores(network, some, [&](Engine &engine, std::size_t threads) { return scores(engine, queries, items, q, i, threads); });
+    TokenTable table;
+    table.floats = network.tokens.data();
+    const std::size_t width = Engine(s, network.weights, table, *find_kernels("portable")).state_width();
+    if (width == 0 || s.running) return;
+    const Known known(30, static_cast<int>(s.item_length), width);
+    for (const Rounded &some : {Rounded(), parts})
+        check_scores(network, some, [&](Engine &engine, std::size_t threads) { return joined(engine, queries, known, q, i, threads); });
+}
+
+// The same for states: widths, offsets and row numbers that are not those of the arrays.
+int check_wrong_states(const Network &network) {
+    TokenTable table;
+    table.floats = network.tokens.data();
+    Engine engine(network.sizes, network.weights, table, *find_kernels(nullptr), drawn_parts(network.sizes.layers));
+    const std::size_t width = engine.state_width();
+    int refused = 0;
+    for (int round = 0; round < 300; ++round) {
+        const Texts queries(3, 1, 50);
+        Known items(3, 12, width == 0 ? 5 : width);
+        if (below(4) == 0) items.width += 1;
+        if (below(2)) items.offsets[static_cast<std::size_t>(below(4))] = below(100) - 50;
+        std::vector<std::int64_t> q, i;
+        for (int pair = 0; pair < 5; ++pair) q.push_back(below(3)), i.push_back(below(40) == 0 ? below(5) - 1 : below(3));
+        try {
+            joined(engine, queries, items, q, i, 2);
+        } catch (const std::invalid_argument &) {
+            ++refused;
         }
-        std::vector<std::thread> callers;
-        for (std::size_t threads = 1; threads < 5; ++threads)
-            callers.emplace_back([&, threads] { expect(scores(engine, queries, items, q, i, threads) == found, "threads agree"); });
-        for (std::thread &caller : callers) caller.join();
     }
+    expect(refused > 50, "wrong states are refused");
+    return width == 0 || network.sizes.running ? 0 : 300 - refused;
 }
 
 // Whatever the rows hold, nothing outside of them is read: the sanitizer sees to that.
@@ -153,11 +220,14 @@ void check_wrong_rows(const Network &network) {
 }  // namespace
 
 int main() {
+    int joins = 0;
     for (int round = 0; round < 40; ++round) {
         const Network network(drawn_sizes());
         check_network(network);
         if (round % 10 == 0) check_wrong_rows(network);
+        if (round % 4 == 0) joins += check_wrong_states(network);
     }
-    std::puts("40 networks: scores agree, wrong rows are refused");
+    expect(joins > 50, "right states are joined");
+    std::puts("40 networks, in float32 and in 8 bits: scores agree, wrong rows and states are refused");
     return 0;
 }

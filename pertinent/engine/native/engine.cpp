@@ -5,6 +5,7 @@
 #include <cstring>
 #include <exception>
 #include <functional>
+#include <limits>
 #include <stdexcept>
 #include <system_error>
 #include <thread>
@@ -17,10 +18,14 @@ using std::size_t;
 
 // Tokens that go through the layers together, so that their states stay in the second cache. From a hidden size
 // of WIDE on the weights of a layer do not fit beside them, and more tokens share a reading of the weights.
-constexpr size_t BLOCK_TOKENS = 96, WIDE_BLOCK_TOKENS = 256, WIDE = 256;
+constexpr size_t BLOCK_TOKENS = 48, WIDE_BLOCK_TOKENS = 256, WIDE = 256;
 // Items whose last layer is computed together, and the tokens beyond which there are fewer.
 constexpr size_t BLOCK_ITEMS = 24;
 constexpr size_t MOST_TOKENS = 1536;
+// Rows that go through a rounded feed-forward part together: its weights are few bytes, its inner rows many.
+constexpr size_t FEED_ROWS = 48;
+// The most inputs whose sum of byte products stays in 32 bits.
+constexpr size_t MOST_INPUTS = 1 << 16;
 // Rows of the word table computed at once.
 constexpr size_t FILL_ROWS = 48;
 constexpr double LOG2_E = 1.4426950408889634;
@@ -86,6 +91,7 @@ struct Workspace {
     Buffer states, alone, given, projected, seen, fed, scratch, logits;
     Buffer query_states, query_projected;
     Buffer first, wanted, keys, pooled, joined, widened, queries;
+    Buffer bytes, scales;  // of the rows of a rounded product
     std::vector<Span> spans, part;
     size_t query = SIZE_MAX;  // the query row whose states are held
 };
@@ -117,6 +123,53 @@ Linear Engine::pack(const float *weights, size_t outputs, size_t inputs, const f
     return {packed, own, outputs, inputs};
 }
 
+void pack_bytes(const float *weights, size_t outputs, size_t inputs, const Kernels &kernels, std::int8_t *packed,
+                float *scales, std::int32_t *starts) {
+    const size_t panel = kernels.panel, all = (outputs + panel - 1) / panel * panel, groups = (inputs + 3) / 4;
+    std::memset(packed, 0, all * groups * 4);
+    for (size_t row = 0; row < all; ++row) {
+        float largest = 0.0f;
+        bool finite = true;
+        std::int32_t sum = 0;
+        const float *from = weights + row * inputs;
+        for (size_t k = 0; row < outputs && k < inputs; ++k) {
+            finite = finite && std::isfinite(from[k]);
+            largest = std::max(largest, std::fabs(from[k]));
+        }
+        const bool usable = finite && largest > 1e-30f;
+        for (size_t k = 0; row < outputs && usable && k < inputs; ++k) {
+            const auto value = static_cast<std::int8_t>(std::lrintf(std::clamp(from[k] / largest * 127.0f, -127.0f, 127.0f)));
+            packed[((row / panel * groups + k / 4) * panel + row % panel) * 4 + k % 4] = value;
+            sum += value;
+        }
+        // A damaged weight must not be hidden.
+        scales[row] = finite ? largest / 127.0f : std::numeric_limits<float>::quiet_NaN();
+        starts[row] = -kernels.byte_offset * sum;
+    }
+}
+
+Product Engine::product(const float *weights, size_t outputs, size_t inputs, const float *bias, bool rounded) {
+    if (!rounded) return {pack(weights, outputs, inputs, bias), {}};
+    if (inputs > MOST_INPUTS) refuse("a layer with " + std::to_string(inputs) + " inputs cannot be computed in 8 bits");
+    const size_t panel = kernels_.panel, all = (outputs + panel - 1) / panel * panel, bytes = all * ((inputs + 3) / 4) * 4;
+    auto *packed = reinterpret_cast<std::int8_t *>(room((bytes + 3) / 4));
+    float *scales = room(all), *own = room(all);
+    auto *starts = reinterpret_cast<std::int32_t *>(room(all));
+    pack_bytes(weights, outputs, inputs, kernels_, packed, scales, starts);
+    std::copy(bias, bias + outputs, own);
+    return {{}, {packed, scales, starts, own, outputs, inputs}};
+}
+
+void Engine::apply(const Product &product, const float *a, size_t lda, float *c, size_t ldc, size_t rows,
+                   Epilogue epilogue, Workspace &work) const {
+    if (product.rounded.packed == nullptr) return kernels_.linear(a, lda, product.exact, c, ldc, rows, epilogue);
+    const size_t inputs = product.rounded.inputs, stride = (inputs + 3) / 4 * 4;
+    auto *bytes = reinterpret_cast<std::uint8_t *>(work.bytes.get(rows * stride / 4));
+    float *scales = work.scales.get(rows);
+    kernels_.round_rows(a, lda, rows, inputs, bytes, stride, scales);
+    kernels_.linear_int8(bytes, stride, scales, product.rounded, c, ldc, rows, epilogue);
+}
+
 Engine::Norm Engine::norm(const Weights &weights, const std::string &name) {
     float *both = room(2 * sizes_.hidden);
     for (int part = 0; part < 2; ++part) {
@@ -142,10 +195,13 @@ void check_sizes(const Sizes &s) {
 
 }  // namespace
 
-Engine::Engine(const Sizes &sizes, const Weights &weights, const TokenTable &tokens, const Kernels &kernels)
+Engine::Engine(const Sizes &sizes, const Weights &weights, const TokenTable &tokens, const Kernels &kernels,
+               const Rounded &rounded)
     : sizes_(sizes), kernels_(kernels), tokens_(tokens), projected_(sizes.layers > 1 ? 3 * sizes.hidden : 0) {
     check_sizes(sizes);
-    for (size_t number = 0; number < sizes.layers; ++number) load_layer(weights, number);
+    auto in_bytes = [&](size_t part) { return part < rounded.size() && rounded[part]; };
+    for (size_t number = 0; number < sizes.layers; ++number)
+        load_layer(weights, number, in_bytes(2 * number), in_bytes(2 * number + 1));
     const size_t hidden = sizes.hidden;
     pooler_ = pack(find(weights, "pooler.weight", hidden, hidden), hidden, hidden, find(weights, "pooler.bias", hidden, 1));
     const float *rows = find(weights, "classifier.weight", sizes.labels, hidden);
@@ -157,7 +213,7 @@ Engine::Engine(const Sizes &sizes, const Weights &weights, const TokenTable &tok
     load_embeddings(weights);
 }
 
-void Engine::load_layer(const Weights &weights, size_t number) {
+void Engine::load_layer(const Weights &weights, size_t number, bool rounded_attention, bool rounded_feed) {
     const size_t hidden = sizes_.hidden, width = hidden / sizes_.heads, fed = sizes_.feed_forward;
     const std::string at = "encoder.layers." + std::to_string(number) + ".";
     auto matrix = [&](const char *name, size_t rows, size_t columns) {
@@ -177,9 +233,11 @@ void Engine::load_layer(const Weights &weights, size_t number) {
     }
     const float *key = joined.data() + hidden * hidden, *value = key + hidden * hidden;
     if (number + 1 < sizes_.layers) {
-        layer.projections = pack(joined.data(), 3 * hidden, hidden, biases.data());
+        // Those of the first layer come from the word table, in float32.
+        const bool rounded = rounded_attention && number > 0;
+        layer.projections = product(joined.data(), 3 * hidden, hidden, biases.data(), rounded);
         if (sizes_.one_way && number >= sizes_.join_layer)
-            layer.key_value = pack(key, 2 * hidden, hidden, biases.data() + hidden);
+            layer.key_value = product(key, 2 * hidden, hidden, biases.data() + hidden, rounded);
     } else {
         layer.query = pack(joined.data(), hidden, hidden, biases.data());
         std::vector<float> turned(hidden * width);
@@ -191,9 +249,12 @@ void Engine::load_layer(const Weights &weights, size_t number) {
             layer.value.push_back(pack(value + head * width * hidden, width, hidden, biases.data() + 2 * hidden + head * width));
         }
     }
-    layer.attention_out = pack(matrix("attention_out", hidden, hidden), hidden, hidden, vector("attention_out", hidden));
-    layer.feed_in = pack(matrix("feed_in", fed, hidden), fed, hidden, vector("feed_in", fed));
-    layer.feed_out = pack(matrix("feed_out", hidden, fed), hidden, fed, vector("feed_out", hidden));
+    auto part = [&](const char *name, size_t outputs, size_t inputs, bool rounded) {
+        return product(matrix(name, outputs, inputs), outputs, inputs, vector(name, outputs), rounded);
+    };
+    layer.attention_out = part("attention_out", hidden, hidden, rounded_attention);
+    layer.feed_in = part("feed_in", fed, hidden, rounded_feed);
+    layer.feed_out = part("feed_out", hidden, fed, rounded_feed);
     layer.attention_norm = norm(weights, at + "attention_norm");
     layer.feed_norm = norm(weights, at + "feed_norm");
     layers_.push_back(layer);
@@ -221,7 +282,7 @@ void Engine::load_embeddings(const Weights &weights) {
         class_parts_ = parts;
     }
     if (projected_ > 0) {
-        const Linear &first = layers_[0].projections;
+        const Linear &first = layers_[0].projections.exact;
         float *sums = room(projected_), *shifts = room(projected_);
         for (size_t j = 0; j < projected_; ++j) {
             double gains = 0.0, shifted = 0.0;
@@ -245,7 +306,7 @@ void Engine::project(float *rows, size_t count) const {
     if (projected_ == 0) return;
     const size_t hidden = sizes_.hidden, row = table_row();
     std::vector<float> scaled(FILL_ROWS * hidden);
-    Linear first = layers_[0].projections;
+    Linear first = layers_[0].projections.exact;
     first.bias = nullptr;
     for (size_t start = 0; start < count; start += FILL_ROWS) {
         const size_t some = std::min(FILL_ROWS, count - start);
@@ -340,30 +401,36 @@ void Engine::run_layers(Workspace &work, float *x, const std::vector<Span> &span
     const size_t hidden = sizes_.hidden;
     size_t rows = 0;
     for (const Span &span : spans) rows += span.rows();
-    float *seen = work.seen.get(rows * hidden), *fed = work.fed.get(rows * sizes_.feed_forward);
+    float *seen = work.seen.get(rows * hidden);
     for (size_t number = from; number < to; ++number) {
         const Layer &layer = layers_[number];
         float *projected = given;
         if (number > from || projected == nullptr) {
             projected = work.projected.get(rows * 3 * hidden);
-            kernels_.linear(x, hidden, layer.projections, projected, 3 * hidden, rows, Epilogue::store);
+            apply(layer.projections, x, hidden, projected, 3 * hidden, rows, Epilogue::store, work);
         }
         size_t row = 0;
         for (const Span &span : spans) {
             attend(work, span, projected + row * 3 * hidden, seen + row * hidden, one_way);
             row += span.rows();
         }
-        feed_forward(layer, x, seen, fed, rows);
+        feed_forward(layer, x, seen, rows, work);
     }
 }
 
 // What follows attention in a layer: x becomes the layer's output.
-void Engine::feed_forward(const Layer &layer, float *x, const float *seen, float *fed, size_t rows) const {
-    const size_t hidden = sizes_.hidden;
-    kernels_.linear(seen, hidden, layer.attention_out, x, hidden, rows, Epilogue::add);
+void Engine::feed_forward(const Layer &layer, float *x, const float *seen, size_t rows, Workspace &work) const {
+    const size_t hidden = sizes_.hidden, inner = sizes_.feed_forward;
+    apply(layer.attention_out, seen, hidden, x, hidden, rows, Epilogue::add, work);
     kernels_.layer_norm(x, hidden, rows, hidden, layer.attention_norm.gain, layer.attention_norm.shift, sizes_.epsilon);
-    kernels_.linear(x, hidden, layer.feed_in, fed, sizes_.feed_forward, rows, Epilogue::gelu);
-    kernels_.linear(fed, sizes_.feed_forward, layer.feed_out, x, hidden, rows, Epilogue::add);
+    const size_t most = layer.feed_in.rounded.packed != nullptr ? std::min(rows, FEED_ROWS) : rows;
+    float *fed = work.fed.get(most * inner);
+    for (size_t row = 0; row < rows; row += most) {
+        const size_t some = std::min(most, rows - row);
+        float *part = x + row * hidden;
+        apply(layer.feed_in, part, hidden, fed, inner, some, Epilogue::gelu, work);
+        apply(layer.feed_out, fed, inner, part, hidden, some, Epilogue::add, work);
+    }
     kernels_.layer_norm(x, hidden, rows, hidden, layer.feed_norm.gain, layer.feed_norm.shift, sizes_.epsilon);
 }
 
@@ -394,7 +461,7 @@ void Engine::finish(Workspace &work, const float *x, const std::vector<Span> &sp
     for (size_t head = 0; head < heads; ++head)
         kernels_.linear(pooled + head * hidden, heads * hidden, layer.value[head], seen + head * width, hidden, count,
                         Epilogue::store);
-    feed_forward(layer, first, seen, work.fed.get(count * sizes_.feed_forward), count);
+    feed_forward(layer, first, seen, count, work);
     kernels_.linear(first, hidden, pooler_, query, hidden, count, Epilogue::store);
     kernels_.tanh(query, count * hidden);
     for (size_t i = 0; i < count; ++i) logits[i] = kernels_.dot(query + i * hidden, head_, hidden) + head_bias_;
@@ -677,13 +744,13 @@ void Engine::read_one_way(Workspace &work, const std::vector<Span> &spans, const
     float *projected = work.projected.get(longest * ld), *scratch = work.scratch.get(attention_scratch(longest, longest, width));
     for (size_t number = sizes_.join_layer; number + 1 < sizes_.layers; ++number) {
         const Layer &layer = layers_[number];
-        kernels_.linear(query_rows, hidden, layer.projections, own, ld, asked, Epilogue::store);
+        apply(layer.projections, query_rows, hidden, own, ld, asked, Epilogue::store, work);
         const float *from = own, *item = states + (number - sizes_.join_layer) * hidden;
         float *to = seen;
         for (const Span &span : spans) {
             std::memcpy(projected, from, span.query_rows * ld * sizeof(float));
-            kernels_.linear(item, state, layer.key_value, projected + span.query_rows * ld + hidden, ld, span.item_rows,
-                            Epilogue::store);
+            apply(layer.key_value, item, state, projected + span.query_rows * ld + hidden, ld, span.item_rows,
+                  Epilogue::store, work);
             for (size_t head = 0; head < heads; ++head) {
                 const float *q = projected + head * width;
                 kernels_.attention(q, span.query_rows, q + hidden, q + 2 * hidden, span.rows(), ld, width,
@@ -693,7 +760,7 @@ void Engine::read_one_way(Workspace &work, const std::vector<Span> &spans, const
             item += span.item_rows * state;
             to += span.query_rows * hidden;
         }
-        feed_forward(layer, query_rows, seen, work.fed.get(asked * sizes_.feed_forward), asked);
+        feed_forward(layer, query_rows, seen, asked, work);
     }
 }
 
@@ -703,9 +770,11 @@ const Kernels *find_kernels(const char *wanted) {
     const std::string name = wanted != nullptr ? wanted : "";
 #if defined(__x86_64__) || defined(_M_X64)
     __builtin_cpu_init();
-    if ((name.empty() || name == "avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-        return &avx512_kernels();
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if ((name.empty() || name == "avx512vnni") && avx512 && __builtin_cpu_supports("avx512vnni"))
+        return &avx512vnni_kernels();
+    if ((name.empty() || name == "avx512") && avx512) return &avx512_kernels();
     if ((name.empty() || name == "avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
         __builtin_cpu_supports("f16c"))
         return &avx2_kernels();

@@ -89,13 +89,28 @@ struct Span {
 
 struct Workspace;
 
+// A linear layer as it is computed: in float32, or rounded where `rounded.packed` is there.
+struct Product {
+    Linear exact;
+    Linear8 rounded;
+};
+
+// Which parts of the network are computed in 8 bits: for each layer its attention, then its feed-forward part; all
+// that is missing is computed in float32.
+using Rounded = std::vector<bool>;
+
 // Weights [outputs][inputs] in panels of `panel` columns, zeros behind the last.
 void pack_panels(const float *weights, std::size_t outputs, std::size_t inputs, std::size_t panel, float *packed);
+
+// Weights [outputs][inputs] rounded to bytes, one scale an output; arrays as `Linear8` wants them.
+void pack_bytes(const float *weights, std::size_t outputs, std::size_t inputs, const Kernels &kernels,
+                std::int8_t *packed, float *scales, std::int32_t *starts);
 
 class Engine {
   public:
     // Throws std::invalid_argument where weights and sizes do not fit together.
-    Engine(const Sizes &sizes, const Weights &weights, const TokenTable &tokens, const Kernels &kernels);
+    Engine(const Sizes &sizes, const Weights &weights, const TokenTable &tokens, const Kernels &kernels,
+           const Rounded &rounded = {});
     ~Engine();
     Engine(const Engine &) = delete;
     Engine &operator=(const Engine &) = delete;
@@ -120,11 +135,11 @@ class Engine {
         const float *gain, *shift;
     };
     struct Layer {
-        Linear projections;  // of query, key and value at once; all but the last layer have it
-        Linear key_value;    // of key and value alone, where titles do not read the query
-        Linear query;        // the last layer's
+        Product projections;  // of query, key and value at once; all but the last layer have it
+        Product key_value;    // of key and value alone, where titles do not read the query
+        Linear query;         // the last layer's
         std::vector<Linear> key_back, value;  // the last layer's, a head each
-        Linear attention_out, feed_in, feed_out;
+        Product attention_out, feed_in, feed_out;
         Norm attention_norm, feed_norm;
     };
     struct Pair {
@@ -133,8 +148,11 @@ class Engine {
 
     float *room(std::size_t count);
     Linear pack(const float *weights, std::size_t outputs, std::size_t inputs, const float *bias);
+    Product product(const float *weights, std::size_t outputs, std::size_t inputs, const float *bias, bool rounded);
+    void apply(const Product &product, const float *a, std::size_t lda, float *c, std::size_t ldc, std::size_t rows,
+               Epilogue epilogue, Workspace &work) const;
     Norm norm(const Weights &weights, const std::string &name);
-    void load_layer(const Weights &weights, std::size_t number);
+    void load_layer(const Weights &weights, std::size_t number, bool rounded_attention, bool rounded_feed);
     void load_embeddings(const Weights &weights);
     void project(float *rows, std::size_t count) const;
     std::size_t table_row() const { return sizes_.hidden + projected_; }
@@ -159,7 +177,7 @@ class Engine {
     void attend(Workspace &work, const Span &span, const float *projected, float *seen, bool one_way) const;
     void run_layers(Workspace &work, float *x, const std::vector<Span> &spans, std::size_t from, std::size_t to,
                     float *given, bool one_way) const;
-    void feed_forward(const Layer &layer, float *x, const float *seen, float *fed, std::size_t rows) const;
+    void feed_forward(const Layer &layer, float *x, const float *seen, std::size_t rows, Workspace &work) const;
     void finish(Workspace &work, const float *x, const std::vector<Span> &spans, float *logits) const;
     void prepare_query(const Rows &queries, std::size_t row, Workspace &work) const;
     void block(const Rows &queries, const Rows &items, const Pair *pairs, std::size_t count, Workspace &work,

@@ -1,123 +1,11 @@
 // The kernels, once, over vectors of LANES floats and tiles of ROWS rows by two vectors. Included by one
-// translation unit for each instruction set. Everything has internal linkage, and nothing of the
-// standard library is used: an inline function compiled here must never serve the others.
+// translation unit for each instruction set.
 
-#include <cstddef>
-#include <cstdint>
-
-#if LANES > 4
-#include <immintrin.h>
-#endif
-
-#include "kernels.hpp"
+#include "int8.inl"
+#include "vectors.inl"
 
 namespace pertinent {
 namespace {
-
-using std::size_t;
-
-typedef float Vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-typedef std::int32_t Ints __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
-typedef float Reg __attribute__((vector_size(LANES * 4)));
-typedef std::int32_t IntReg __attribute__((vector_size(LANES * 4)));
-
-constexpr size_t PANEL = 2 * LANES;
-
-#define INLINE inline __attribute__((always_inline))
-
-INLINE Reg load(const float *p) { return *reinterpret_cast<const Vec *>(p); }
-INLINE void store(float *p, Reg x) { *reinterpret_cast<Vec *>(p) = x; }
-INLINE Reg spread(float x) { return x - Reg{}; }
-// Where b is no number, neither is what these give: damage must not be hidden.
-#if LANES == 16
-INLINE Reg bigger(Reg a, Reg b) { return _mm512_max_ps(a, b); }
-INLINE Reg smaller(Reg a, Reg b) { return _mm512_min_ps(a, b); }
-#elif LANES == 8
-INLINE Reg bigger(Reg a, Reg b) { return _mm256_max_ps(a, b); }
-INLINE Reg smaller(Reg a, Reg b) { return _mm256_min_ps(a, b); }
-#else
-INLINE Reg bigger(Reg a, Reg b) { return a > b ? a : b; }
-INLINE Reg smaller(Reg a, Reg b) { return a < b ? a : b; }
-#endif
-INLINE size_t rounded_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
-
-template <class T>
-INLINE float halves(T x) {
-    float sum = 0.0f;
-    for (size_t i = 0; i < sizeof(T) / 4; ++i) sum += x[i];
-    return sum;
-}
-
-INLINE float sum_of(Reg x) {
-    Four total{};
-#pragma GCC unroll 4
-    for (size_t i = 0; i < LANES / 4; ++i) {
-        Four part;
-        __builtin_memcpy(&part, reinterpret_cast<const char *>(&x) + 16 * i, 16);
-        total += part;
-    }
-    return (total[0] + total[2]) + (total[1] + total[3]);
-}
-
-INLINE float largest_of(Reg x) {
-    Four most;
-    __builtin_memcpy(&most, &x, 16);
-#pragma GCC unroll 4
-    for (size_t i = 1; i < LANES / 4; ++i) {
-        Four part;
-        __builtin_memcpy(&part, reinterpret_cast<const char *>(&x) + 16 * i, 16);
-        most = most > part ? most : part;
-    }
-    const float a = most[0] > most[1] ? most[0] : most[1], b = most[2] > most[3] ? most[2] : most[3];
-    return a > b ? a : b;
-}
-
-// 2^x to 2e-7 of its value, for |x| up to 126; beyond that the value at the limit.
-INLINE Reg power_of_two(Reg x) {
-    x = bigger(spread(-126.0f), smaller(spread(126.0f), x));
-    const Reg shifted = x + 12582912.0f;  // adding 1.5 * 2^23 rounds to a whole number
-    const Reg whole = shifted - 12582912.0f;
-    const Reg f = x - whole;
-    Reg p = spread(1.535336188319500e-4f);
-    p = p * f + 1.339887440266574e-3f;
-    p = p * f + 9.618437357674640e-3f;
-    p = p * f + 5.550332471162809e-2f;
-    p = p * f + 2.402264791363012e-1f;
-    p = p * f + 6.931472028550421e-1f;
-    p = p * f + 1.0f;
-    // The low bits of `shifted` are the whole number; moved into the exponent they scale by 2^whole.
-    return (Reg)((IntReg)p + ((IntReg)shifted << 23));
-}
-
-// GELU, x times the normal distribution function, to 4e-7 absolute: max(x, 0) less |x| times the upper tail, which
-// is a polynomial of degree 16 up to 5.4, in two chains, and less than 2e-7 beyond.
-INLINE Reg gelu_of(Reg x) {
-    const Reg t = smaller(spread(5.4f), bigger(x, -x)) * (2.0f / 5.4f) - 1.0f;
-    const Reg s = t * t;
-    Reg even = spread(-1.357188635e-02f), odd = spread(2.404971514e-03f);
-    even = even * s + 8.338505775e-02f;
-    odd = odd * s + -4.689817131e-02f;
-    even = even * s + -2.080026269e-01f;
-    odd = odd * s + 2.312611490e-01f;
-    even = even * s + 1.925221980e-01f;
-    odd = odd * s + -4.977933466e-01f;
-    even = even * s + 2.069105655e-01f;
-    odd = odd * s + 3.780476451e-01f;
-    even = even * s + -6.127207875e-01f;
-    odd = odd * s + 3.031818271e-01f;
-    even = even * s + 1.411833912e-01f;
-    odd = odd * s + -3.035947084e-01f;
-    even = even * s + 2.009332925e-01f;
-    odd = odd * s + -6.660935283e-02f;
-    even = even * s + 9.360852651e-03f;
-    return bigger(Reg{}, x) - (odd * t + even);
-}
-
-INLINE Reg tanh_of(Reg x) {
-    x = bigger(spread(-15.0f), smaller(spread(15.0f), x));
-    return 1.0f - 2.0f / (power_of_two(x * 2.885390081777927f) + 1.0f);
-}
 
 template <Reg (*F)(Reg)>
 INLINE void each(float *x, size_t count) {
@@ -147,9 +35,12 @@ float dot(const float *a, const float *b, size_t count) {
     return total;
 }
 
+// Inputs that weights are fetched ahead of their use.
+constexpr size_t AHEAD = 8;
+
 // acc[r][v] = sum_k a(r, k) * b[k][v], a(r, k) = a[r * rows + k * STEP or step], b rows `ldb` apart. Rows are
 // reached from every third one, which x86 addresses without further arithmetic.
-template <int M, int V, bool NEAR>
+template <int M, int V, bool NEAR, bool FETCH>
 INLINE void products(const float *a, size_t rows, size_t step, const float *b, size_t ldb, size_t count,
                      Reg (&acc)[M][V]) {
     constexpr int GROUPS = (M + 2) / 3;
@@ -174,6 +65,9 @@ INLINE void products(const float *a, size_t rows, size_t step, const float *b, s
     };
     size_t k = 0;
     for (; k + 4 <= count; k += 4) {
+        if constexpr (FETCH)  // from the second cache: a panel is rarely in the first one as a whole
+#pragma GCC unroll 8
+            for (size_t line = 0; line < 4 * V * LANES; line += 16) __builtin_prefetch(b + AHEAD * ldb + line);
 #pragma GCC unroll 4
         for (size_t u = 0; u < 4; ++u) once(u * stride, b + u * ldb);
 #pragma GCC unroll 8
@@ -193,41 +87,8 @@ template <int M>
 void linear_tile(const float *a, size_t lda, const float *panel, const float *bias, size_t inputs, float *c,
                  size_t ldc, size_t columns, Epilogue epilogue) {
     Reg acc[M][2];
-    products<M, 2, true>(a, lda, 1, panel, PANEL, inputs, acc);
-    float narrow[M * PANEL];
-    float padded[PANEL];
-    const bool whole = columns == PANEL;
-    float *to = whole ? c : narrow;
-    const size_t ld = whole ? ldc : PANEL;
-    if (!whole) {
-        for (size_t j = 0; j < PANEL; ++j) padded[j] = bias != nullptr && j < columns ? bias[j] : 0.0f;
-        for (size_t r = 0; r < M; ++r)
-            for (size_t j = 0; j < PANEL; ++j)
-                narrow[r * PANEL + j] = epilogue == Epilogue::add && j < columns ? c[r * ldc + j] : 0.0f;
-        bias = padded;
-    }
-    const Reg low = bias != nullptr ? load(bias) : Reg{}, high = bias != nullptr ? load(bias + LANES) : Reg{};
-    if (epilogue == Epilogue::add) {
-#pragma GCC unroll 16
-        for (int r = 0; r < M; ++r) {
-            store(to + r * ld, acc[r][0] + low + load(to + r * ld));
-            store(to + r * ld + LANES, acc[r][1] + high + load(to + r * ld + LANES));
-        }
-    } else {
-#pragma GCC unroll 16
-        for (int r = 0; r < M; ++r) {
-            store(to + r * ld, acc[r][0] + low);
-            store(to + r * ld + LANES, acc[r][1] + high);
-        }
-        if (epilogue == Epilogue::gelu)
-            for (int r = 0; r < M; ++r) {
-                store(to + r * ld, gelu_of(load(to + r * ld)));
-                store(to + r * ld + LANES, gelu_of(load(to + r * ld + LANES)));
-            }
-    }
-    if (!whole)
-        for (size_t r = 0; r < M; ++r)
-            for (size_t j = 0; j < columns; ++j) c[r * ldc + j] = narrow[r * PANEL + j];
+    products<M, 2, true, true>(a, lda, 1, panel, PANEL, inputs, acc);
+    write_tile<M>(acc, bias, c, ldc, columns, epilogue);
 }
 
 using LinearTile = void (*)(const float *, size_t, const float *, const float *, size_t, float *, size_t, size_t,
@@ -280,7 +141,7 @@ template <int M, int V, bool NEAR>
 void small_tile(const float *a, size_t rows, size_t step, const float *b, size_t ldb, size_t count, float *c,
                        size_t ldc, const float *scale) {
     Reg acc[M][V];
-    products<M, V, NEAR>(a, rows, step, b, ldb, count, acc);
+    products<M, V, NEAR, false>(a, rows, step, b, ldb, count, acc);
 #pragma GCC unroll 16
     for (int r = 0; r < M; ++r)
 #pragma GCC unroll 4
@@ -444,8 +305,8 @@ void widen(const std::uint16_t *x, size_t count, float *out) {
     for (; i < count; ++i) out[i] = widened(x[i]);
 }
 
-const Kernels table = {NAME,  PANEL, linear,    layer_norm, attention, pooled_attention,
-                       embed, widen, tanh_each, exp2_each,  gelu_each, dot};
+const Kernels table = {NAME,  PANEL, BYTE_OFFSET, linear,    round_rows, linear_int8, layer_norm, attention,
+                       pooled_attention, embed, widen, tanh_each, exp2_each, gelu_each, dot};
 
 }  // namespace
 }  // namespace pertinent

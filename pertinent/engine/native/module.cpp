@@ -52,7 +52,8 @@ Floats owned(std::vector<float> &&values) {
 class PyEngine {
   public:
     PyEngine(const nb::dict &sizes, const nb::dict &weights, const nb::object &token_rows,
-             const std::optional<Array<float, 1>> &token_scales, const std::optional<std::string> &instructions)
+             const std::optional<Array<float, 1>> &token_scales, const std::optional<std::string> &instructions,
+             const Rounded &rounded)
         : token_rows_(token_rows) {
         auto size = [&](const char *name) { return nb::cast<std::size_t>(sizes[name]); };
         Sizes s{};
@@ -94,7 +95,7 @@ class PyEngine {
         }
         const Kernels *kernels = find_kernels(instructions ? instructions->c_str() : nullptr);
         if (kernels == nullptr) throw nb::value_error("this processor has not the instructions that were asked for");
-        engine_ = std::make_unique<Engine>(s, found, tokens, *kernels);
+        engine_ = std::make_unique<Engine>(s, found, tokens, *kernels, rounded);
     }
 
     Floats score(const Array<std::int32_t, 1> &query_ids, const Array<std::int64_t, 1> &query_offsets,
@@ -165,6 +166,28 @@ Floats linear(const std::string &instructions, const Matrix &a, const Matrix &we
     return owned(std::move(c));
 }
 
+// Rows and weights rounded as the engine does it, then their product; the scales of the rows are behind it.
+Floats linear_int8(const std::string &instructions, const Matrix &a, const Matrix &weights, const Vector &bias,
+                   const std::optional<Matrix> &add, bool gelu) {
+    const Kernels &kernels = chosen(instructions);
+    const std::size_t m = a.shape(0), inputs = a.shape(1), outputs = weights.shape(0), panel = kernels.panel;
+    if (weights.shape(1) != inputs || bias.shape(0) != outputs) throw nb::value_error("shapes do not fit");
+    if (add && (add->shape(0) != m || add->shape(1) != outputs)) throw nb::value_error("shapes do not fit");
+    const std::size_t all = (outputs + panel - 1) / panel * panel, stride = (inputs + 3) / 4 * 4;
+    std::vector<std::int8_t> packed(all * stride);
+    std::vector<float> scales(all), own(all), a_scales(m), c(m * outputs);
+    std::vector<std::int32_t> starts(all);
+    std::vector<std::uint8_t> bytes(m * stride);
+    pack_bytes(weights.data(), outputs, inputs, kernels, packed.data(), scales.data(), starts.data());
+    std::copy(bias.data(), bias.data() + outputs, own.begin());
+    if (add) std::copy(add->data(), add->data() + c.size(), c.begin());
+    kernels.round_rows(a.data(), inputs, m, inputs, bytes.data(), stride, a_scales.data());
+    kernels.linear_int8(bytes.data(), stride, a_scales.data(), {packed.data(), scales.data(), starts.data(), own.data(), outputs, inputs},
+                        c.data(), outputs, m, add ? Epilogue::add : gelu ? Epilogue::gelu : Epilogue::store);
+    c.insert(c.end(), a_scales.begin(), a_scales.end());
+    return owned(std::move(c));
+}
+
 Floats layer_norm(const std::string &instructions, const Matrix &x, const Vector &gain, const Vector &shift, float epsilon) {
     if (gain.shape(0) != x.shape(1) || shift.shape(0) != x.shape(1)) throw nb::value_error("shapes do not fit");
     std::vector<float> rows(x.data(), x.data() + x.size());
@@ -209,12 +232,14 @@ NB_MODULE(_native, m) {
     m.doc() = "The native scoring engine.";
     m.def("instructions", [] {
         std::vector<std::string> names;
-        for (const char *name : {"portable", "avx2", "avx512"})
+        for (const char *name : {"portable", "avx2", "avx512", "avx512vnni"})
             if (find_kernels(name) != nullptr) names.emplace_back(name);
         return names;
     }, "The instruction sets that this processor runs, best last.");
     nb::module_ single = m.def_submodule("kernels", "Single kernels, flat results, for the tests.");
     single.def("linear", &linear, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg("add").none() = nb::none(),
+               nb::arg("gelu") = false);
+    single.def("linear_int8", &linear_int8, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg("add").none() = nb::none(),
                nb::arg("gelu") = false);
     single.def("layer_norm", &layer_norm);
     single.def("attention", &attention);
@@ -222,9 +247,9 @@ NB_MODULE(_native, m) {
     single.def("each", &each);
     nb::class_<PyEngine>(m, "Engine")
         .def(nb::init<const nb::dict &, const nb::dict &, const nb::object &, const std::optional<Array<float, 1>> &,
-                      const std::optional<std::string> &>(),
+                      const std::optional<std::string> &, const Rounded &>(),
              nb::arg("sizes"), nb::arg("weights"), nb::arg("token_rows"), nb::arg("token_scales").none() = nb::none(),
-             nb::arg("instructions").none() = nb::none())
+             nb::arg("instructions").none() = nb::none(), nb::arg("rounded") = Rounded())
         .def("score", &PyEngine::score, nb::arg("query_ids"), nb::arg("query_offsets"), nb::arg("query_classes").none(),
              nb::arg("query_rows"), nb::arg("item_ids"), nb::arg("item_offsets"), nb::arg("item_classes").none(),
              nb::arg("item_rows"), nb::arg("threads"))
