@@ -255,12 +255,13 @@ def judge(given: argparse.Namespace, outcomes: Outcomes, bad: int, samples: Any,
         "answers_by_version": expected.seen,
         "misbehaving_clients": bad,
         "swaps": swaps,
+        "swaps_wanted": given.swaps,
         "latency_ms": {**group.percentiles_ms, "max": group.max_ms},
         "rss_mb": {"first": round(samples[0][1], 1), "last": round(samples[-1][1], 1)},
         "rss_mb_by_minute": by_minute(samples),
         "slope_mb_a_minute": round(rise, 3),
         "descriptors": {"first": samples[0][2], "most": max(s[2] for s in samples), "last": samples[-1][2]},
-        "held": group.failed == 0 and group.wrong == 0 and rise < given.slope,
+        "held": group.failed == 0 and group.wrong == 0 and rise < given.slope and swaps >= given.swaps,
     }
     print(json.dumps(found, indent=2))
     if given.out:
