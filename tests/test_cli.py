@@ -174,7 +174,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["evaluate"], "--judgments is required"),
         (["index"], "--items is required"),
         (["index", "--items", "items.csv"], "--out is required"),
-        (["export", "--no-int8"], "--out is required for the model that comes with pertinent"),
+        (["export", "--no-int8"], "--out is required for a model that comes with pertinent"),
         (["export", "model"], "--judgments is required to compare int8 with float32; or give --no-int8"),
         (["study"], "required: FILE"),
         (["bench", "--candidates", "0"], "0 is not a number of items"),
