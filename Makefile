@@ -26,7 +26,7 @@ TEST_WORKERS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test check sanitize model format clean
+.PHONY: help demo test check sanitize model late format clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,10 @@ format: $(DEV_STAMP) ## put the code in the project's format
 
 model: $(RUN_STAMP) ## make the shipped model again from the licensed data (hours)
 	@$(PY) recipes/shipped_model.py --install
+
+late: $(RUN_STAMP) ## make the shipped late-join sibling again, after the shipped model (an hour)
+	@$(PY) recipes/shipped_model.py --until pairs
+	@$(PY) recipes/late_join.py --install
 
 clean: ## remove the virtual environment, caches and run folders' leftovers
 	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .import_linter_cache

@@ -25,6 +25,7 @@ from pydantic import Field
 
 from pertinent.config import Config
 from pertinent.errors import ConfigError, PertinentError, ScoringError
+from pertinent.folders import SHIPPED_MODELS, model_folder
 from pertinent.records import Item, Judgment
 
 if TYPE_CHECKING:
@@ -149,18 +150,26 @@ def contestants(config: BenchConfig) -> list[Contestant]:
         if name not in BACKENDS:
             raise ConfigError(f"--backends: {name!r} is not a backend; allowed: {', '.join(BACKENDS)}")
     if config.backends is not None:
-        levels = [(name, name) for name in config.backends]
+        levels = [(name, name, config.model) for name in config.backends]
+    elif config.model is not None:
+        levels = _levels(config.model)
     else:
-        usable = _usable_backends(config.model)
-        exact = next(name for name in ("native", "onnx", "torch", *usable) if name in usable)
-        levels = [("late-join" if _joins_late(config.model) else "exact", exact)]
-        levels += [("int8", name) for name in usable if "int8" in name][:1]
+        levels = [level for name in SHIPPED_MODELS for level in _levels(name)]
     ours = [
-        Contestant(f"{level}, indexed" if indexed else level, backend, indexed, config.model)
-        for level, backend in levels
+        Contestant(f"{level}, indexed" if indexed else level, backend, indexed, model)
+        for level, backend, model in levels
         for indexed in (False, True)
     ]
     return [*ours, *(Contestant(name, name, False, config.model) for name in config.against)]
+
+
+def _levels(model: str) -> list[tuple[str, str, str | None]]:
+    """The levels of a model: their names, the backends they run on, and the model."""
+    usable = _usable_backends(model)
+    best = next(name for name in ("native", "onnx", "torch", *usable) if name in usable)
+    if _joins_late(model):
+        return [("late-join", best, model)]
+    return [("exact", best, model), *(("int8", name, model) for name in [n for n in usable if "int8" in n][:1])]
 
 
 class Runner:
@@ -385,7 +394,7 @@ def _row(
     from pertinent.evaluation.speed import latency_stats
 
     name, stats = runner.contestant.name, latency_stats(times, count)
-    share = None if work is None else work * count / (stats.p50 / 1000) / peak
+    share = None if work is None or name.startswith("late-join") else work * count / (stats.p50 / 1000) / peak
     judged = quality.get(name)
     found = None if judged is None else {key: judged.metrics[key].plain() for key in ("auc", "ndcg@10")}
     return BenchRow(
@@ -434,10 +443,9 @@ def _depths(scores: NDArray[Any], judged: Sequence[Judgment], config: BenchConfi
 def _work_gflop(config: BenchConfig) -> float | None:
     """GFLOP of a pair of this run's query with a title of mean length; None where the sizes are not of our encoder."""
     from pertinent.artifact import open_artifact
-    from pertinent.folders import shipped_folder
     from pertinent.models.store import load_pairs, model_settings
 
-    model = open_artifact(config.model or shipped_folder(), kind="model", verify=False)
+    model = open_artifact(model_folder(config.model), kind="model", verify=False)
     network = model_settings(model)["network"]
     if network.get("type", "ei_src") != "ei_src" or network.get("join_layer") or network.get("one_way"):
         return None
@@ -449,11 +457,10 @@ def _work_gflop(config: BenchConfig) -> float | None:
 
 def _joins_late(model: str | None) -> bool:
     from pertinent.artifact import open_artifact
-    from pertinent.folders import shipped_folder
     from pertinent.models.joining import state_width
     from pertinent.models.store import model_settings
 
-    return state_width(model_settings(open_artifact(model or shipped_folder(), verify=False))["network"]) > 0
+    return state_width(model_settings(open_artifact(model_folder(model), verify=False))["network"]) > 0
 
 
 def _usable_backends(model: str | None) -> list[str]:
@@ -481,11 +488,10 @@ def _bench_titles(config: BenchConfig) -> list[str]:
     from pertinent.artifact import open_artifact
     from pertinent.data.readers import read_items
     from pertinent.engine.golden import GOLDEN_FILE, read_golden
-    from pertinent.folders import shipped_folder
 
     if config.items is not None:
         return [item.title for item in read_items(config.items, rename=config.columns)]
-    model = open_artifact(config.model or shipped_folder(), kind="model", verify=False)
+    model = open_artifact(model_folder(config.model), kind="model", verify=False)
     if not model.has(GOLDEN_FILE):
         raise ConfigError(f"{model.path} holds no titles to measure with; give a catalog with --items FILE")
     return [pair.title for pair in read_golden(model.file(GOLDEN_FILE), "float32")[0]]

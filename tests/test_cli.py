@@ -381,6 +381,12 @@ def test_bench_says_when_titles_are_fewer_than_candidates(shop: Path, model: Pat
     assert words(2, 6) == "items.csv, which are 5; the others of 6 are these with their words turned round"
 
 
+def test_bench_without_a_model_measures_both_shipped_ones() -> None:
+    entered = {each.name: each.model for each in bench.contestants(bench.BenchConfig())}
+    assert entered["exact"] == entered["exact, indexed"] == "shipped"
+    assert entered["late-join"] == entered["late-join, indexed"] == "shipped-late"
+
+
 def test_bench_in_this_process(
     shop: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -245,6 +245,7 @@ def test_a_wheel_built_without_a_compiler_is_pure_whole_and_small(wheel: Path) -
     shipped = {path.relative_to(ROOT).as_posix() for path in SHIPPED.rglob("*") if path.is_file()}
     assert "pertinent/shipped/manifest.json" in shipped
     assert shipped <= names
+    assert {"pertinent/shipped_late/manifest.json", "pertinent/shipped_late/model.safetensors"} <= names
     tagger = {path.relative_to(ROOT).as_posix() for path in TAGGER.rglob("*") if path.is_file()}
     assert "pertinent/shipped_tagger/manifest.json" in tagger
     assert tagger <= names

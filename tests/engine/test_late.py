@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pertinent.artifact import Artifact
+from pertinent.artifact import Artifact, open_artifact
+from pertinent.data.samples import read_sample
 from pertinent.engine.cache import Level, MemoryScores, ScoreCaches, score_stamp
 from pertinent.engine.hot_pairs import HotPairs
 from pertinent.engine.index import ItemIndex
@@ -17,8 +18,10 @@ from pertinent.engine.late import item_states, join_logits, late_backend
 from pertinent.engine.native_backend import native_module
 from pertinent.engine.scorer import Scorer
 from pertinent.errors import ArtifactError, ConfigError
+from pertinent.folders import model_folder
 from pertinent.lexicon.pairs import PairConfig, PairTokenizer
 from pertinent.models.joining import state_width
+from pertinent.models.store import model_settings
 from pertinent.records import Item
 
 TITLES = [
@@ -68,6 +71,30 @@ def test_scores_from_precomputed_states_are_those_of_whole_pairs(scorer: Scorer,
         rows = np.array([5, 0, 0, 3])
         np.testing.assert_allclose(scorer.score_index(query, index, rows), whole[rows], atol=1e-4)
     assert whole.std() > 0.01, "the scores do not differ, so this proves nothing"
+
+
+def test_the_shipped_sibling_scores_from_states_as_from_whole_pairs(tmp_path: Path) -> None:
+    scorer = Scorer.load("shipped-late", threads=1)
+    catalog, judgments = read_sample("esci")
+    titles = [*dict.fromkeys(item.title for item in catalog)][:60]
+    index = ItemIndex.build(items(titles), scorer.pairs, tmp_path / "index", scorer.version, None, scorer.state_writer)
+    assert index.states is not None
+    for query in ["wireless earbuds", "", "größe ñ 日本語", judgments[0].query]:
+        whole = scorer.score(query, titles)
+        np.testing.assert_allclose(scorer.score_index(query, index), whole, atol=1e-4)
+    assert Scorer.load(threads=1).version != scorer.version
+
+
+def test_the_shipped_sibling_is_small_and_says_what_it_costs() -> None:
+    artifact = open_artifact(model_folder("shipped-late"), kind="model")
+    assert sum(entry["bytes"] for entry in artifact.manifest["files"].values()) < 20e6
+    assert state_width(model_settings(artifact)["network"]) == 2 * 384
+    card = artifact.file("README.md").read_text(encoding="utf-8")
+    assert 'Scorer.load("shipped-late")' in card
+    assert "## Beside the exact model" in card
+    assert "| Apache-2.0" in card
+    assert artifact.has("calibration.json") and artifact.has("thresholds.json")
+    assert model_settings(artifact)["pairs"] == model_settings(open_artifact(model_folder(None)))["pairs"]
 
 
 def test_states_kept_in_full_precision_give_the_very_logits(scorer: Scorer) -> None:
