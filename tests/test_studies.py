@@ -181,7 +181,7 @@ def test_wrong_studies_are_refused(config: dict[str, Any]) -> None:
         StudyConfig.build({**config, "against": "nobody"})
     with pytest.raises(ConfigError, match="same name"):
         StudyConfig.build({**config, "systems": config["systems"][:1] * 2})
-    with pytest.raises(ConfigError, match=r"give --judgments FILE \(the setting judgments\), or a judged sample"):
+    with pytest.raises(ConfigError, match=r"give judgments: FILE, or sample: NAME"):
         StudyConfig.build({**config, "sample": "esci"})
     with pytest.raises(ConfigError, match=r"parts: \[3\] are not all numbers from 1 to 2"):
         StudyConfig.build({**config, "folds": 2, "parts": [3]})
