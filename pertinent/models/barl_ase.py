@@ -208,7 +208,7 @@ class BarlASe(nn.Module):
         self._align()
 
     def _align(self) -> None:
-        """Let neighbors and targets start in one space, that of the words, so that likeness shows from the first step."""
+        """Let neighbors and targets start in one space, that of words, so that likeness shows from the first step."""
         # With random maps in between, it has to be found before it can be used: small training sets do not allow that.
         nn.init.eye_(self.item_dense.weight)
         if not self.config.behavior:
