@@ -64,8 +64,6 @@ PARITY = 1e-4
 OPSET = 20  # the first with Gelu as one operator
 IR_VERSION = 10  # what every ONNX Runtime that we allow can read
 GATE_FILE = "int8_gate.json"
-# Smaller weights than this stay inside the graph file.
-_EXTERNAL_FROM = 8
 
 
 class ExportConfig(Config):
@@ -455,7 +453,7 @@ def _externalize(model: Any, weights: Mapping[str, NDArray[Any]]) -> None:
     kept = []
     for tensor in model.graph.initializer:
         key = None
-        if tensor.data_type == onnx.TensorProto.FLOAT and int(np.prod(tensor.dims)) >= _EXTERNAL_FROM:
+        if tensor.data_type == onnx.TensorProto.FLOAT and tensor.dims:
             key = stored.get(_digest(onnx.numpy_helper.to_array(tensor)))
         if key is None:
             kept.append(tensor)

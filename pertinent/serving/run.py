@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -65,7 +66,7 @@ def serve(config: ServeConfig) -> Stopped:
             log = EventLog()
             _log_to(log)
             app = build_app(config, Registry.open(sources(config), config.any_model), log)
-            app.on_startup = lambda: _on_signals(app)
+            app.on_startup = lambda: _on_start(app)
             app.admin_port = _admin_port(sockets)
             _say(app.models.names, url)
             uvicorn.Server(uvicorn.Config(app, **_settings(config))).run(sockets=sockets)
@@ -158,7 +159,7 @@ def worker_app() -> App:
     log = EventLog()
     _log_to(log)
     app = build_app(config, Registry.open(sources(config), config.any_model), log)
-    app.on_startup = lambda: _on_signals(app)
+    app.on_startup = lambda: _on_start(app)
     app.admin_port = json.loads(os.environ.get(_ADMIN, "null"))
     return app
 
@@ -191,6 +192,26 @@ def _settings(config: ServeConfig) -> dict[str, Any]:
         "ssl_certfile": config.tls_certificate,
         "ssl_keyfile": config.tls_key,
     }
+
+
+def _on_start(app: App) -> None:
+    _on_signals(app)
+    loop = asyncio.get_running_loop()
+    told = -math.inf
+
+    def on_fault(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        nonlocal told
+        error = context.get("exception")
+        # The loop says so for each place in the listening socket's queue, thousands of times a second.
+        if isinstance(error, OSError) and "socket" in context:
+            if loop.time() - told < 1.0:
+                return
+            told = loop.time()
+            app.log.event("refused", reason="no more connections can be opened", error=str(error))
+            return
+        loop.default_exception_handler(context)
+
+    loop.set_exception_handler(on_fault)
 
 
 def _on_signals(app: App) -> None:
@@ -244,7 +265,7 @@ class _Bridge(logging.Handler):
 
 
 def _log_to(log: EventLog) -> None:
-    for name, level in (("pertinent", logging.INFO), ("uvicorn", logging.ERROR)):
+    for name, level in (("pertinent", logging.INFO), ("uvicorn", logging.ERROR), ("asyncio", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.setLevel(level)
         logger.handlers = [_Bridge(log)]

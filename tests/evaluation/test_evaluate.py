@@ -220,5 +220,5 @@ def test_a_config_without_rows_of_its_split_is_refused(judgment_file: Path, scor
 
 
 def test_wrong_settings_are_reported_together() -> None:
-    with pytest.raises(ConfigError, match=r"(?s)positive_grade.*bootstrap"):
-        EvaluateConfig.build({"judgments": "x.csv", "positive_grade": 3, "bootstrap": -1})
+    with pytest.raises(ConfigError, match=r"(?s)threads.*bootstrap|bootstrap.*threads"):
+        EvaluateConfig.build({"judgments": "x.csv", "threads": 0, "bootstrap": -1})
