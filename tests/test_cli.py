@@ -318,10 +318,22 @@ def test_a_terminal_gets_a_drawn_table(
     assert "Kopfhörer für Männer" in text
 
 
-def test_a_megabyte_title_is_scored_and_said_to_be_cut(
+def test_a_title_of_a_megabyte_is_one_line_of_error_and_writes_nothing(
     shop: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("long.csv").write_text("item_id,title\n1," + "wireless " * 120_000 + "\n2,tea pot\n")
+    for command in (["score", "wireless", "--model", "model"], ["index", "model", "--out", "made"]):
+        assert main([*command, "--items", "long.csv"]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: long.csv: line 2, column 'title', value 'wireless")
+        assert "has 1,079,999 characters, 100,000 are allowed; shorten it" in error
+    assert not Path("made").exists()
+
+
+def test_a_long_title_is_scored_and_said_to_be_cut(
+    shop: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("long.csv").write_text("item_id,title\n1," + "wireless " * 11_000 + "\n2,tea pot\n")
     found = ask_json(capsys, "score", "wireless", "--items", "long.csv", "--model", "model")
     assert {row["item_id"]: row["truncated"] for row in found["results"]} == {"1": True, "2": False}
 

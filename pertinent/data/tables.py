@@ -16,8 +16,11 @@ from typing import Any
 from pertinent.errors import DataError
 from pertinent.records import Item, Judgment
 
-# No text of a product is this long; a field beyond it is a quote that was never closed, or an attack.
+# No text of a product is this long; a field beyond it is a quote that was never closed, or an attack. Titles and
+# queries have at most some hundred characters, and models read the first 10,000: a longer one is something else.
 MAX_FIELD_CHARACTERS = 10_000_000
+MAX_TEXT_CHARACTERS = 100_000
+_MAX_CHARACTERS = {"title": MAX_TEXT_CHARACTERS, "query": MAX_TEXT_CHARACTERS}
 
 
 def contract(record: type) -> dict[str, bool]:
@@ -96,8 +99,8 @@ class Table:
     def text(self, row: int, column: str) -> str | None:
         """A cell as text without white space around it, or None where it is empty.
 
-        Raises DataError for bytes that are not UTF-8, for lists and objects, and for a text of
-        more than 10,000,000 characters.
+        Raises DataError for bytes that are not UTF-8, for lists and objects, and for a text of more than
+        10,000,000 characters, a title or query of more than 100,000.
         """
         value = self.columns[column][row]
         if isinstance(value, bytes):
@@ -108,14 +111,16 @@ class Table:
         if isinstance(value, (list, tuple, dict)):
             raise self.wrong(row, column, f"is a {type(value).__name__}", "give one text")
         text = plain(value)
-        if len(text) > MAX_FIELD_CHARACTERS:
-            raise self.wrong(row, column, f"has more than {MAX_FIELD_CHARACTERS:,} characters", "shorten it")
+        most = _MAX_CHARACTERS.get(column, MAX_FIELD_CHARACTERS)
+        if len(text) > most:
+            problem = f"has {len(text):,} characters, {most:,} are allowed"
+            raise self.wrong(row, column, problem, "shorten it; this may be a quote that is not closed")
         return text or None
 
     def texts(self, column: str) -> list[str | None]:
         """A whole column as `text` gives its cells."""
         return [
-            (value.strip() or None) if type(value) is str and len(value) < 1_000_000 else self.text(row, column)
+            (value.strip() or None) if type(value) is str and len(value) <= MAX_TEXT_CHARACTERS else self.text(row, column)
             for row, value in enumerate(self.column(column))
         ]
 
