@@ -19,6 +19,7 @@ import statistics
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -244,7 +245,10 @@ def test_many_idle_connections_keep_nobody_out(server: Server) -> None:
         deadline = time.monotonic() + 60
         while server.inside.num_fds() > CONNECTIONS + 200 and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert server.inside.num_fds() <= CONNECTIONS + 200
+        states = Counter(each.status for each in server.inside.net_connections())
+        assert server.inside.num_fds() <= CONNECTIONS + 200, (
+            f"{number + 1} asked, {states}, {server.process.lines[-3:]}"
+        )
     finally:
         for connection in held:
             connection.close()
@@ -459,6 +463,9 @@ def test_an_admin_port_takes_metrics_and_configuration_off_the_other(server: Ser
     for path in ("/metrics", "/v1/config", "/openapi.json", "/"):
         assert server.client.get(server.url + path).status_code == 404
         assert httpx2.get(server.admin_url + path, trust_env=False).status_code == 200
+    body = {"query": "usb", "top": 3}
+    assert server.post(body, "/v1/candidates").status_code == 404
+    assert httpx2.post(f"{server.admin_url}/v1/candidates", json=body, trust_env=False).status_code == 200
     for path in ("/livez", "/readyz", "/health", "/v1/models", "/info"):
         assert server.client.get(server.url + path).status_code == 200
         assert httpx2.get(server.admin_url + path, trust_env=False).status_code == 200

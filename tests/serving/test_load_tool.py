@@ -80,9 +80,10 @@ class Fake:
                 writer.write(content)
                 await writer.drain()
                 if b"connection: close" in content:
-                    writer.close()
                     return
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
             writer.close()
 
     def stop(self) -> None:
@@ -92,6 +93,7 @@ class Fake:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0.05)  # closed connections are taken down by the loop's next turns
 
         asyncio.run_coroutine_threadsafe(end(), self.loop).result(10)
         self.loop.call_soon_threadsafe(self.loop.stop)
