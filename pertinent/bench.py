@@ -167,9 +167,10 @@ def _levels(model: str) -> list[tuple[str, str, str | None]]:
     """The levels of a model: their names, the backends they run on, and the model."""
     usable = _usable_backends(model)
     best = next(name for name in ("native", "onnx", "torch", *usable) if name in usable)
+    rounded = [name for name in usable if "int8" in name][:1]
     if _joins_late(model):
-        return [("late-join", best, model)]
-    return [("exact", best, model), *(("int8", name, model) for name in [n for n in usable if "int8" in n][:1])]
+        return [("late-join", best, model), *(("late-join int8", name, model) for name in rounded)]
+    return [("exact", best, model), *(("int8", name, model) for name in rounded)]
 
 
 class Runner:

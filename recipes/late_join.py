@@ -2,7 +2,8 @@
 
     1. exact     the exact model's logits of the judged training pairs and of more real pairs
     2. distill   the same weights, joined later, learn its margins and probabilities (configs/late-join.yaml)
-    3. compare   AUC and NDCG@10 of both on held-out queries, with paired intervals
+    3. int8      the gate of the native engine's 8-bit products, on judgments of held-out queries
+    4. compare   AUC and NDCG@10 of both on held-out queries, with paired intervals
 
 Without arguments it makes the sibling of the shipped model from what ``recipes/shipped_model.py --until
 pairs`` leaves in its work folder; ``--install`` puts it into the package, its card completed (``make late``
@@ -24,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from pertinent.artifact import input_digests, open_artifact, read_json, write_artifact, write_json, write_text
+from pertinent.commands import export
 from pertinent.data.readers import read_judgments, read_table
+from pertinent.engine.export import ExportConfig
 from pertinent.engine.scorer import Scorer
 from pertinent.evaluation.compare import compare
 from pertinent.evaluation.evaluate import evaluate
@@ -64,11 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     train(
         TrainConfig.load(CONFIG, [*(f"{key}={json.dumps(value)}" for key, value in settings.items()), *options.changes])
     )
-    found = compared(exact, Scorer.load(options.out), judgments)
+    gated = options.out.with_name(f"{options.out.name}-with-int8")
+    files = {"model": str(options.out), "out": str(gated), "judgments": str(options.judgments)}
+    export(ExportConfig(**files, int8_backends=("native-int8",)))
+    found = compared(exact, Scorer.load(gated), judgments)
     write_json(options.out.with_name(f"{options.out.name}_compared.json"), found)
     logger.info("%s", json.dumps(found, indent=2))
     if options.install:
-        install(options.out, model_folder("shipped-late"), found)
+        install(gated, model_folder("shipped-late"), found)
 
 
 def install(made: Path, place: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
