@@ -5,13 +5,33 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pertinent.errors import ScoringError
 from pertinent.text import words
+
+K1, B = 1.2, 0.75
+
+
+def idf(documents: int, frequency: int) -> float:
+    """How rare a term of so many of the documents is: ``ln(1 + (N - n + 0.5) / (n + 0.5))``, never negative.
+
+    >>> idf(10, 1) > idf(10, 10) > 0
+    True
+    """
+    return math.log(1.0 + (documents - frequency + 0.5) / (frequency + 0.5))
+
+
+def bm25_weight(counts: Any, lengths: Any, mean_length: float, k1: float = K1, b: float = B) -> Any:
+    """What occurrences of a term in a text count beside its rarity; numbers, or arrays of them.
+
+    >>> round(bm25_weight(1, lengths=4.0, mean_length=4.0), 6)
+    1.0
+    """
+    return counts * (k1 + 1) / (counts + k1 * (1 - b + b * lengths / mean_length))
 
 
 class _Lexical:
@@ -37,11 +57,10 @@ class _Lexical:
         return self
 
     def idf(self, term: str) -> float:
-        """``ln(1 + (N - n + 0.5) / (n + 0.5))``: never negative."""
+        """How rare a term is in the catalog, never negative."""
         if not self._documents:
             raise ScoringError(f"{self.name} knows no catalog yet; call fit(titles) first")
-        n = self._frequency[term]
-        return math.log(1.0 + (self._documents - n + 0.5) / (n + 0.5))
+        return idf(self._documents, self._frequency[term])
 
 
 class BM25(_Lexical):
@@ -54,7 +73,7 @@ class BM25(_Lexical):
 
     name = "bm25"
 
-    def __init__(self, k1: float = 1.2, b: float = 0.75) -> None:
+    def __init__(self, k1: float = K1, b: float = B) -> None:
         super().__init__()
         self.k1, self.b = k1, b
 
@@ -64,9 +83,11 @@ class BM25(_Lexical):
         scores = np.zeros(len(titles), dtype=np.float32)
         for row, title in enumerate(titles):
             counts = Counter(words(title))
-            length = self.k1 * (1 - self.b + self.b * counts.total() / self._mean_length)
+            length, mean = counts.total(), self._mean_length
             scores[row] = sum(
-                w * counts[t] * (self.k1 + 1) / (counts[t] + length) for t, w in weights.items() if t in counts
+                weight * bm25_weight(counts[term], length, mean, self.k1, self.b)
+                for term, weight in weights.items()
+                if term in counts
             )
         return scores
 

@@ -61,14 +61,14 @@ class Keys:
         self.reload()
 
     def reload(self) -> bool:
-        """Read the file again where it has changed; True if it had. Raises ConfigError and keeps the old keys."""
+        """Read the file again where it has changed; True if it gave keys. Raises ConfigError and keeps the old."""
         stamp = self._stamp_now()
         if self._digests and stamp == self._stamp:
             return False
         self._stamp = stamp
         keys = {**self._given, **({} if self._file is None else read_keys(self._file))}
         self._digests = [(name, digest.encode("ascii")) for name, digest in keys.items()]
-        return True
+        return bool(keys)
 
     @property
     def names(self) -> list[str]:

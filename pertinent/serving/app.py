@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pertinent.errors import ConfigError, PertinentError, ScoringError
-from pertinent.serving import behavior, caching, native, wire
+from pertinent.serving import behavior, caching, candidates, native, wire
 from pertinent.serving.access import Keys
 from pertinent.serving.config import ServeConfig
 from pertinent.serving.limits import ClientGone, Limits, Receive, Sizes, check_head, check_request, read_body
@@ -61,7 +61,7 @@ _OPEN = {
 }
 
 # Where there is an admin port, only that has these.
-_ADMIN = {"metrics", "config", "openapi", "page"}
+_ADMIN = {"metrics", "config", "openapi", "page", "candidates"}
 
 # What an error becomes: status, code, and what the client reads (None: the error's own words).
 ERRORS: tuple[tuple[type[BaseException], int, str, str | None], ...] = (
@@ -156,6 +156,7 @@ class App:
         self.idle: dict[Any, None] = {}  # connections without a request, the longest idle first
         self._keys = Keys(config.keys, config.keys_file)
         self._reloading = asyncio.Lock()
+        self._searches = candidates.Searches()
         self._watcher: asyncio.Task[None] | None = None
         self._sizes, self._urgent = Sizes(), 0  # what is known of bodies that have not been read
         self._exact, self._templates = self._routes()
@@ -356,6 +357,8 @@ class App:
             handler = self._rerank(route) if route.serves == "score" else plain[route.serves]
             add(route.method, route.path, route.serves, handler, route.errors)
         add("POST", "/v1/relevance", "relevance", self._relevance)
+        if self.config.playground:
+            add("POST", "/v1/candidates", "candidates", self._candidates)
         add("GET", "/livez", "livez", self._live)
         add("GET", "/readyz", "readyz", self._ready)
         add("GET", "/v1/config", "config", self._config)
@@ -449,6 +452,14 @@ class App:
         result = await self._unless_gone(exchange, work)
         scores, _ = self._scores(result, prepared.blank, served)
         return result, scores if plan is None else plan.relevance(scores)
+
+    async def _candidates(self, exchange: Exchange, values: dict[str, str]) -> Reply:
+        exchange.dialect = "candidates"
+        body = candidates.parse(await self._body(exchange), self.limits.documents)
+        served = self.models.get(body.model)
+        self._say(exchange, served, body.top, body.query)
+        found = await self._unless_gone(exchange, self._searches.answer(body, served, exchange.request_id))
+        return Reply(msgspec.json.encode(found))
 
     async def _scored(self, served: Served, work: Work, key: str, deadline: float, partial: bool) -> Result:
         caches = self.caches.of(served)

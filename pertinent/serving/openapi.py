@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from pertinent.serving import native, wire
+from pertinent.serving import candidates, native, wire
 
 _REFERENCE = "#/components/schemas/{name}"
 _ERRORS = {
@@ -35,6 +35,20 @@ _READS: dict[str, str] = {
     "oip_ready": "200 when requests may come",
     "model_ready": "200 when the model answers",
 }
+_OWN_POSTS: dict[str, tuple[str, str, Any, Any]] = {
+    "/v1/relevance": (
+        "Relevance of items by id, row or text, with filter and fusion",
+        "relevance",
+        native.RelevanceBody,
+        native.RelevanceReply,
+    ),
+    "/v1/candidates": (
+        "Items of the index for a query by BM25, to try things out",
+        "candidates",
+        candidates.CandidatesBody,
+        candidates.CandidatesReply,
+    ),
+}
 _OWN = {
     "/livez": "200 while the scoring threads go on",
     "/readyz": "200 when requests may come",
@@ -45,21 +59,14 @@ _OWN = {
 @cache
 def openapi_document(version: str, secured: bool) -> bytes:
     """The document as JSON, OpenAPI 3.1."""
-    kinds: list[Any] = [native.RelevanceBody, native.RelevanceReply]
+    kinds: list[Any] = [own for row in _OWN_POSTS.values() for own in row[2:]]
     for dialect in wire.DIALECTS.values():
         kinds += [*_members(dialect.body), *_members(dialect.reply)]
     schemas, components = msgspec.json.schema_components(kinds, ref_template=_REFERENCE)
     known = dict(zip(map(repr, kinds), schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {
-        "/v1/relevance": {
-            "post": _operation(
-                "Relevance of items by id, row or text, with filter and fusion",
-                "relevance",
-                "pertinent",
-                known[repr(native.RelevanceBody)],
-                known[repr(native.RelevanceReply)],
-            )
-        }
+        path: {"post": _operation(title, name, "pertinent", known[repr(body)], known[repr(reply)])}
+        for path, (title, name, body, reply) in _OWN_POSTS.items()
     }
     for route in wire.ROUTES:
         path = route.path.replace(":path}", "}")

@@ -97,6 +97,9 @@ def _wrong_field(message: str) -> WireError:
     unknown = re.search(r"unknown field `(.*)`", problem)
     if unknown is not None and not place:
         return WireError(422, f"{unknown[1]}: there is no such field", "invalid_field", unknown[1])
+    missing = re.search(r"missing required field `(.*)`", problem)
+    if missing is not None and not place:
+        return WireError(422, f"{missing[1]} is missing", "missing_field", missing[1])
     problem = problem.replace("`", "")
     field = place.strip("`").removeprefix("$").removeprefix(".").replace("[...]", "")
     if not field:

@@ -29,7 +29,7 @@ from pertinent.serving.registry import Registry
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STAGES = ("queue", "tokenize", "score", "total")
 # Why a request was not taken on.
-SHED = ("requests", "pairs", "wait", "deadline", "key")
+SHED = ("requests", "pairs", "wait", "deadline", "key", "searches")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 _LOG_LINES = 10_000

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -35,11 +39,13 @@ class SetSpeed:
 
     def __init__(self, seconds: float = 0.0, workers: int = 2) -> None:
         self.seconds, self.workers = seconds, workers
+        self.begun = 0
         self.batches: list[tuple[int, int]] = []
         self.hold = threading.Event()
         self.hold.set()
 
     def forward(self, batch: TokenBatch) -> Any:
+        self.begun += 1
         self.hold.wait(20)
         self.batches.append(batch.token_ids.shape)
         time.sleep(self.seconds * batch.token_ids.size)
@@ -200,3 +206,139 @@ def run() -> Iterator[Callable[..., Process]]:
 def run_shared() -> Iterator[Callable[..., Process]]:
     """As ``run``, for a process that the tests of a module share."""
     yield from _processes()
+
+
+class Page:
+    """A page in a real Chromium, over the pipe that its debugger listens on."""
+
+    def __init__(self, profile: Path) -> None:
+        command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        command += ["--remote-debugging-pipe", f"--user-data-dir={profile}", "--no-first-run", "--hide-scrollbars"]
+        told, self._tell, heard, answer = (_high(end) for end in (*os.pipe(), *os.pipe()))
+        # It reads its orders from descriptor 3 and answers on 4.
+        wrapped = ["bash", "-c", f'exec "$@" 3<&{told} 4>&{answer}', "bash", *command]
+        self._process = subprocess.Popen(
+            wrapped, pass_fds=(told, answer), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        os.close(told)
+        os.close(answer)
+        self._heard = os.fdopen(heard, "rb")
+        self._number, self._session, self._rest = 0, "", b""
+        self.problems: list[str] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Accessibility"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **named: Any) -> dict[str, Any]:
+        """What the debugger answers to a command; uncaught errors and breaches of the policy are kept on the way."""
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": named}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._tell, json.dumps(message).encode() + b"\0")
+        while True:
+            found = self._next()
+            if found.get("id") == self._number:
+                assert "error" not in found, (method, found)
+                result: dict[str, Any] = found["result"]
+                return result
+            if found.get("method") == "Runtime.exceptionThrown":
+                self.problems.append(json.dumps(found["params"]["exceptionDetails"])[:2_000])
+            if found.get("method") == "Log.entryAdded" and found["params"]["entry"]["source"] == "security":
+                self.problems.append(found["params"]["entry"]["text"])
+
+    def _next(self) -> dict[str, Any]:
+        while b"\0" not in self._rest:
+            part = os.read(self._heard.fileno(), 1 << 20)
+            assert part, "Chromium has ended"
+            self._rest += part
+        message, _, self._rest = self._rest.partition(b"\0")
+        found: dict[str, Any] = json.loads(message)
+        return found
+
+    def js(self, expression: str) -> Any:
+        """The value of an expression on the page."""
+        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def until(self, expression: str, seconds: float = 60.0) -> None:
+        """Wait until an expression holds."""
+        end = time.monotonic() + seconds
+        while not self.js(expression):
+            assert time.monotonic() < end, (expression, self.problems, self.js("document.body.innerText"))
+            time.sleep(0.02)
+
+    def open(self, url: str, width: int = 1280, dark: bool = False) -> None:
+        """Load an address in a window of a width, and wait for its first results."""
+        self.resize(width, dark)
+        self.js("window.before = true")
+        self.call("Page.navigate", url=url)
+        self.until("!window.before && document.readyState === 'complete' && !!document.querySelector('[data-done]')")
+
+    def resize(self, width: int, dark: bool = False) -> None:
+        """Another window, light or dark."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
+        )
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self.call("Emulation.setEmulatedMedia", features=scheme)
+
+    def press(self, *keys: str) -> None:
+        """Keys, one after the other."""
+        for key in keys:
+            text = {"text": "\r"} if key == "Enter" else {}
+            for kind in ("keyDown", "keyUp"):
+                self.call(
+                    "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=_KEYS[key], **text
+                )
+                text = {}
+
+    def point(self, selector: str) -> None:
+        """Move the mouse to the middle of an element."""
+        box = self.js(
+            f"(box => [box.x + box.width / 2, box.y + box.height / 2])"
+            f"(document.querySelector({json.dumps(selector)}).getBoundingClientRect())"
+        )
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=box[0], y=box[1])
+
+    def shot(self, path: Path) -> None:
+        """A picture of the whole page."""
+        found = self.call("Page.captureScreenshot", captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(found["data"]))
+
+    def close(self) -> None:
+        os.close(self._tell)
+        self._heard.close()
+        self._process.terminate()
+        self._process.wait(20)
+
+
+def _high(descriptor: int) -> int:
+    """The same file under a number that is not in the way of 3 and 4."""
+    found = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 20)
+    os.close(descriptor)
+    return found
+
+
+_KEYS = {
+    "Enter": 13,
+    "Tab": 9,
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+    "Home": 36,
+    "End": 35,
+}
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """A page of a browser that the tests of a module share; ``page.problems`` has what went wrong in it."""
+    if shutil.which("chromium") is None:
+        pytest.skip("needs Chromium")
+    opened = Page(tmp_path_factory.mktemp("browser"))
+    yield opened
+    opened.close()

@@ -11,6 +11,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from pertinent.serving.candidates import CandidatesBody, CandidatesReply
+from pertinent.serving.native import RelevanceBody, RelevanceReply, SpokenBehavior
 from pertinent.serving.wire import (
     DIALECTS,
     ROUTES,
@@ -27,6 +29,14 @@ from pertinent.serving.wire import (
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "server-api.md").read_text(encoding="utf-8")
 PAIRS = re.findall(r"<!-- request: (\S+) -->\n```json\n(.*?)```\n\n<!-- answer -->\n```json\n(.*?)```", PAGE, re.DOTALL)
+OWN = {
+    kind: dict(re.findall(rf"<!-- own {kind}: (\S+) -->\n```json\n(.*?)```", PAGE, re.DOTALL))
+    for kind in ("request", "answer")
+}
+OWN_TYPES: dict[str, tuple[Any, Any]] = {
+    "/v1/relevance": (RelevanceBody, RelevanceReply),
+    "/v1/candidates": (CandidatesBody, CandidatesReply),
+}
 ERRORS = re.findall(r"<!-- error: (\S+) (\d+) -->\n```json\n(.*?)```", PAGE, re.DOTALL)
 # What is wrong with the request that gets each of the errors shown.
 WRONG: dict[str, dict[str, Any]] = {
@@ -64,6 +74,20 @@ def test_each_request_gets_the_answer_below_it(path: str, request_text: str, ans
     )
     reply = json.loads(DIALECTS[request.dialect].render(request, answer))
     assert json.dumps(rounded(reply)) == json.dumps(json.loads(answer_text))
+
+
+@pytest.mark.parametrize("path", OWN_TYPES)
+def test_its_own_routes_take_and_answer_what_is_shown(path: str) -> None:
+    body, reply = OWN_TYPES[path]
+    assert msgspec.json.decode(OWN["request"][path], type=body)  # any field that there is not is an error
+    shown = json.loads(OWN["answer"][path])
+    # A field that there is not would be lost here, and one that is left out is an error.
+    assert json.loads(msgspec.json.encode(msgspec.json.decode(OWN["answer"][path], type=reply))) == shown
+    told = set(re.findall(r"`(\w+)`", PAGE))
+    if path == "/v1/relevance":
+        spoken = shown["items"][0]["behavior"]
+        assert {field.name for field in msgspec.structs.fields(SpokenBehavior)} == set(spoken) <= told
+        assert len(shown["ids"]) == len(shown["scorers"]) == shown["scored"] == len(shown["items"])
 
 
 @pytest.mark.parametrize(("path", "status", "text"), ERRORS, ids=[error[0] for error in ERRORS])

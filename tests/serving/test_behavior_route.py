@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,8 @@ from pertinent.artifact import Artifact
 from pertinent.config import Config
 from pertinent.data.neighbors import NeighborLists
 from pertinent.engine.behavior import Behavior, BehaviorScorer
+from pertinent.engine.cache import MemoryScores, ScoreCaches, score_stamp
+from pertinent.engine.fallback import FallbackChain, Stage, cached_stage, lexical_stage, model_stage
 from pertinent.engine.index import IndexConfig, ItemIndex
 from pertinent.engine.scorer import Scorer
 from pertinent.errors import ArtifactError, ConfigError, ScoringError
@@ -138,6 +142,45 @@ def test_an_explanation_names_the_neighbors_that_spoke_and_the_gate(server: Any,
     assert "behavior" in unasked["a"] and "behavior" not in unasked["e"]
 
 
+def fields(value: Any) -> Any:
+    """The names of the fields of an answer, at every depth; of lists those of the first element."""
+    if isinstance(value, dict):
+        return {name: fields(below) for name, below in value.items() if name != "thresholds"}
+    return [fields(value[0])] if isinstance(value, list) and value else type(value).__name__
+
+
+def test_an_answer_has_the_fields_that_the_docs_show(server: Any) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "server-api.md").read_text(encoding="utf-8")
+    shown = json.loads(re.findall(r"<!-- own answer: /v1/relevance -->\n```json\n(.*?)```", page, re.DOTALL)[0])
+    body = {"item_ids": ["b", "e", "nothing"], "retrieval_scores": [7.2, 6.9, 1.3], "explain": True}
+    answer = ask(server, "never asked", **body)
+    answer["items"].sort(key=lambda item: "behavior" not in item)
+    answer["items"][0]["behavior"]["items"] = ask(server, **body)["items"][0]["behavior"]["items"]
+    assert fields(answer) == fields(shown)
+    assert sorted(answer["scorers"]) == ["behavior", "model"]
+    plain = [item for item in answer["items"] if "behavior" not in item]
+    assert [fields(item) for item in plain] == [fields(shown["items"][1])]
+
+
+def test_the_page_shows_who_scored_each_item_and_who_spoke_for_it(page: Any, server: Any) -> None:
+    page.open(server.url + "/")
+    page.js("at('query').value = 'tea mug usb case'; delete at('orders').dataset.done; at('form').requestSubmit()")
+    page.until("!!document.querySelector('[data-done]')")
+    tags = "Object.fromEntries([...document.querySelectorAll('#relevance .card')].map(each => [items.find("
+    tags += "item => String(item.index) === each.dataset.item).id, each.querySelector('.scorer').textContent]))"
+    assert page.js(tags) == {"a": "behavior", "b": "behavior", "d": "model", "e": "model"}
+    page.js("cardOf('relevance', items.find(item => item.id === 'b').index).click()")
+    told = page.js("document.querySelector('.detail').innerText")
+    said = ask(server, "tea mug usb case", item_ids=["b"], explain=True)["items"][0]["behavior"]
+    assert f"Gate {said['gate']:.2f}" in told and "Scored by: behavior." in told
+    assert (
+        "Queries that led to this item:" in told
+        and "mug (" in told
+        and "behavior by " in page.js("at('told').textContent")
+    )
+    assert page.problems == []
+
+
 def test_both_models_count_by_history_where_a_weight_was_fitted(
     place: Path, tiny_artifact: Artifact, start_source: Callable[..., Any]
 ) -> None:
@@ -187,6 +230,45 @@ def test_where_the_behavior_model_fails_the_served_one_stands_in(
     wanted = Scorer.load(tiny_artifact.path).score("mug", [TITLES["a"]])
     assert by_id(answer, "relevance")["a"] == pytest.approx(float(wanted[0]), abs=1e-6)
     assert set(answer["scorers"]) == {"model"} and answer["scored"] == len(IDS)
+
+
+@pytest.mark.parametrize("behaves", [True, False], ids=["all stages", "behavior fails"])
+def test_the_order_of_scorers_is_that_of_the_chain_of_the_engine(
+    place: Path,
+    tiny_artifact: Artifact,
+    start_source: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    behaves: bool,
+) -> None:
+    server = start_source(source(place, tiny_artifact), cache={"memory_mb": 1})
+    ask(server, "never asked", item_ids=["f"])
+    text, cascade = Scorer.load(tiny_artifact.path), server.app.models.get(None).neighbors.scorer
+    stamp = score_stamp(text.pairs, text.version, text.backend.name)
+    text.caches = ScoreCaches(stamp, [MemoryScores(10**6)])
+    text.score("never asked", [TITLES["f"]])
+
+    def behave(query: str, items: Any, end: float | None) -> Any:
+        ids, titles = [item.item_id for item in items], [item.title for item in items]
+        known, scores = np.flatnonzero(cascade.known(query, ids)), np.full(len(ids), np.nan, dtype=np.float32)
+        scores[known] = cascade.score(query, [ids[row] for row in known], [titles[row] for row in known]).scores
+        return scores
+
+    def fails(*_: Any) -> Any:
+        raise ScoringError("broken")
+
+    if not behaves:
+        monkeypatch.setattr(cascade, "views_of", fails)
+    stages = [cached_stage(text), Stage("behavior", behave), model_stage(text, "model"), lexical_stage()]
+    items = [Item(item, {**TITLES, "d": "usb cable 3 m"}[item]) for item in IDS]
+    ranked = FallbackChain(stages).rank("never asked", items, top=None)
+    answer = ask(server, "never asked", item_ids=IDS)
+    assert answer["ids"] == [scored.item.item_id for scored in ranked]
+    # The route asks both models at once: what the other one had scored when behavior failed is cached by then.
+    same = {} if behaves else {"cached": "model"}
+    told, wanted = answer["scorers"], [scored.scorer for scored in ranked]
+    assert [same.get(name, name) for name in told] == [same.get(name, name) for name in wanted]
+    assert set(told) == set(wanted) == ({"cached", "behavior", "model"} if behaves else {"cached", "model"})
+    assert np.allclose(answer["relevance"], [scored.score for scored in ranked], atol=1e-6)
 
 
 def test_pairs_of_both_kinds_keep_deadlines_filters_and_caches(
