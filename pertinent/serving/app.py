@@ -84,7 +84,7 @@ def as_wire_error(error: BaseException) -> WireError:
     if isinstance(error, WireError):
         return error
     status, code, words = next((row[1:] for row in ERRORS if isinstance(error, row[0])), ERRORS[-1][1:])
-    retry = error.retry_after if isinstance(error, Refused) else None
+    retry = error.retry_after if isinstance(error, (Refused, Closed)) else None
     return WireError(status, str(error) if words is None else words, code, retry_after=retry)
 
 
@@ -241,6 +241,9 @@ class App:
         except ClientGone:
             self._note(exchange, 499)
             return
+        except asyncio.CancelledError:
+            # The server leaves and waits no longer: at the end of its time to drain, or at a second signal.
+            reply, close = self._error(exchange, Closed("the server is shutting down")), True
         except Exception as error:
             reply = self._error(exchange, error)
             # Nobody knows where the next request begins.

@@ -87,7 +87,9 @@ class DeadlinePassed(Exception):
 
 
 class Closed(Exception):
-    """The queue is closed: the server is leaving."""
+    """The queue is closed: the server is leaving. Another replica may be asked at once, this one when it is back."""
+
+    retry_after = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,7 +215,7 @@ def _on_start(app: App) -> None:
 
 
 def _on_signals(app: App) -> None:
-    """SIGTERM and Ctrl-C drain and leave, a second one leaves at once; SIGHUP looks for new models."""
+    """SIGTERM and Ctrl-C drain and leave; a second one cuts what is under way; SIGHUP looks for new models."""
     if threading.current_thread() is not threading.main_thread():
         return
     loop = asyncio.get_running_loop()
@@ -226,6 +226,8 @@ def _on_signals(app: App) -> None:
     def leave(delay: float) -> None:
         if app.draining:
             server.should_exit = server.force_exit = True
+            for request in server.server_state.tasks:
+                request.cancel()
             return
         app.draining = True
         app.log.event("draining", seconds=delay)

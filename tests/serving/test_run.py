@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -131,6 +132,39 @@ def test_a_second_sigterm_ends_it_at_once(run: Any, tiny_artifact: Artifact) -> 
     server.process.terminate()
     server.process.wait(10)
     assert time.monotonic() - before < 5
+
+
+@pytest.mark.parametrize("impatient", [True, False], ids=["a second signal", "the end of its time"])
+def test_what_is_under_way_when_it_waits_no_longer_gets_a_503_and_when_to_come_again(
+    run: Any, tiny_artifact: Artifact, impatient: bool
+) -> None:
+    times = ("--drain-delay", "60") if impatient else ("--drain-delay", "0", "--set", "drain_timeout=0.3")
+    patient = ("limits.body_seconds=60", "queue.max_wait_ms=600000", "queue.deadline_ms=600000")
+    sets = [word for setting in patient for word in ("--set", setting)]
+    server = run(str(tiny_artifact.path), *times, *sets, "--threads", "1")
+    server.wait_for("ready")
+    host, port = server.url.removeprefix("http://").split(":")
+    whole = json.dumps({"query": "usb", "documents": ["wireless noise cancelling earbuds " * 9] * 10_000}).encode()
+    with contextlib.ExitStack() as open_ones:
+        asking = [open_ones.enter_context(socket.create_connection((host, int(port)), 30)) for _ in range(4)]
+        for place, connection in enumerate(asking):
+            head = "POST /v2/rerank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            connection.sendall(f"{head}content-length: {len(whole)}\r\n\r\n".encode())
+            # The first two have not sent all of their bodies; the others wait for a thread, or are scored.
+            connection.sendall(whole[: len(whole) // 2] if place < 2 else whole)
+        ask(server.url)
+        server.process.terminate()
+        server.wait_for("draining")
+        if impatient:
+            server.process.terminate()
+        replies = [b"".join(iter(lambda each=each: each.recv(65_536), b"")) for each in asking]
+    assert server.process.wait(30) == 0 or impatient
+    heads = [reply.partition(b"\r\n\r\n")[0].lower() for reply in replies]
+    assert all(head.startswith(b"http/1.1 503") and b"retry-after: 1\r\n" in head for head in heads[:2]), heads
+    # These may have been done just in time.
+    assert all(head.startswith((b"http/1.1 503", b"http/1.1 200")) for head in heads[2:]), heads
+    assert all(b"shutting_down" in reply and b"connection: close" in reply for reply in replies[:2])
+    assert not any('"status":500' in line for line in server.lines)
 
 
 def test_sigterm_while_starting_ends_it(run: Any, tiny_artifact: Artifact) -> None:
