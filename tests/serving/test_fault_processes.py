@@ -177,6 +177,7 @@ def test_no_free_descriptor_refuses_what_is_new_and_recovers(server: Any, expect
     assert kept.post("/v2/rerank", json=BODY).status_code == 200
     port = int(server.url.rsplit(":", 1)[1])
     held = []
+    before = time.monotonic()
     inside.rlimit(psutil.RLIMIT_NOFILE, (inside.num_fds() + 5, hard))
     try:
         for _ in range(60):
@@ -184,7 +185,8 @@ def test_no_free_descriptor_refuses_what_is_new_and_recovers(server: Any, expect
         time.sleep(0.3)
         assert kept.post("/v2/rerank", json=BODY).status_code == 200  # who is in stays in
         server.wait_for("refused")
-        assert len(server.events("refused")) <= 2  # one line a second, not one for each that waits
+        # One line a second, not one for each that waits.
+        assert len(server.events("refused")) <= 2 + time.monotonic() - before
     finally:
         inside.rlimit(psutil.RLIMIT_NOFILE, (soft, hard))
         for connection in held:
@@ -403,7 +405,8 @@ def test_a_deadline_that_passed_while_waiting_costs_no_computing(speed_scorer: A
     async def run() -> None:
         scorer.backend.hold.clear()
         first = asyncio.create_task(queue.score(Work.of_texts("usb", ["tea"]), scorer))
-        await asyncio.sleep(0.05)
+        while not scorer.backend.begun:
+            await asyncio.sleep(0.005)
         with pytest.raises(DeadlinePassed):
             await queue.score(Work.of_texts("usb", ["pot"] * 900), scorer, deadline=time.monotonic() + 0.05)
         scorer.backend.hold.set()

@@ -152,7 +152,11 @@ def test_past_the_deadline_an_answer_is_partial_where_asked_and_an_error_elsewhe
     async def run() -> Any:
         with pytest.raises(DeadlinePassed):
             await queue.score(work, scorer, deadline=soon(0.05))
-        return await queue.score(work, scorer, deadline=soon(0.2), partial=True)
+        for seconds in (0.2, 0.8, 3.2):  # on a machine that is busy elsewhere nothing may be done in the first
+            result = await queue.score(work, scorer, deadline=soon(seconds), partial=True)
+            if result.scored.any():
+                break
+        return result
 
     result = asyncio.run(run())
     assert 0 < result.scored.sum() < 5_000
@@ -161,7 +165,7 @@ def test_past_the_deadline_an_answer_is_partial_where_asked_and_an_error_elsewhe
 
 
 def test_a_cancelled_request_is_dropped_at_the_next_batch(speed_scorer: Any, make: Make) -> None:
-    scorer, queue = speed_scorer(seconds=2e-6), make()
+    scorer, queue = speed_scorer(seconds=2e-5), make()
 
     async def run() -> None:
         task = asyncio.create_task(queue.score(Work.of_texts("usb", many(5_000)), scorer))
@@ -170,9 +174,9 @@ def test_a_cancelled_request_is_dropped_at_the_next_batch(speed_scorer: Any, mak
         with pytest.raises(asyncio.CancelledError):
             await task
         assert queue.waiting[:2] == (0, 0)
+        await eventually(lambda: queue.stalled(0.0) is None)  # the threads are through with what they had
 
     asyncio.run(run())
-    time.sleep(0.05)
     done = len(scorer.backend.batches)
     time.sleep(0.1)
     assert len(scorer.backend.batches) == done
@@ -321,17 +325,20 @@ def test_three_times_what_can_be_done_is_refused_rather_than_late(speed_scorer: 
             return "late"
         return "done"
 
-    async def run() -> tuple[float, list[str]]:
-        await queue.score(work, scorer)
+    async def pace() -> float:
         before = time.perf_counter()
         for _ in range(5):
             await queue.score(work, scorer)
-        alone = (time.perf_counter() - before) / 5
-        tasks = []
+        return (time.perf_counter() - before) / 5
+
+    async def run() -> tuple[float, list[str]]:
+        await queue.score(work, scorer)
+        alone, tasks = await pace(), []
         for _ in range(round(3 * 2.0 / alone)):
             tasks.append(asyncio.create_task(one()))
             await asyncio.sleep(alone / 3)
-        return 2.0 / alone, list(await asyncio.gather(*tasks))
+        outcomes = list(await asyncio.gather(*tasks))
+        return 2.0 / max(alone, await pace()), outcomes  # the machine may have become busier
 
     possible, outcomes = asyncio.run(run())
     assert outcomes.count("refused") > 0 and outcomes.count("done") > possible / 2
