@@ -38,8 +38,7 @@ def search(tokens: TokenRows, query: NDArray[np.int32], top: int) -> Found:
     scores = np.zeros(len(tokens), dtype=np.float32)
     mean = max(len(tokens.ids) / max(len(tokens), 1), 1e-9)
     for places, count in zip(_places(tokens.ids, wanted), asked, strict=True):
-        # Rows of rising places rise too; rows without tokens begin where the next one does.
-        rows, often = np.unique(np.searchsorted(tokens.offsets, places, side="right") - 1, return_counts=True)
+        rows, often = _runs(np.searchsorted(tokens.offsets, places, side="right") - 1)
         lengths = tokens.offsets[rows + 1] - tokens.offsets[rows]
         scores[rows] += int(count) * idf(len(tokens), len(rows)) * bm25_weight(often, lengths, mean)
     found = np.flatnonzero(scores)
@@ -48,6 +47,16 @@ def search(tokens: TokenRows, query: NDArray[np.int32], top: int) -> Found:
         found = found[scores[found] >= -np.partition(-scores[found], top - 1)[top - 1]]
     best = found[best_first(scores[found])][:top]
     return Found(best, scores[best])
+
+
+def _runs(rising: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The different values of numbers that never fall, and how often each comes.
+
+    >>> [part.tolist() for part in _runs(np.array([3, 3, 5]))]
+    [[3, 5], [2, 1]]
+    """
+    first = np.flatnonzero(np.diff(rising, prepend=-1))
+    return rising[first], np.diff(first, append=len(rising))
 
 
 def _places(ids: NDArray[np.int32], wanted: NDArray[np.int32]) -> list[NDArray[np.int64]]:
