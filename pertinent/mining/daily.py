@@ -26,17 +26,21 @@ from pertinent.mining.schema import (
 if TYPE_CHECKING:
     from ibis import Table
 
+VIEW = LEVEL_NUMBERS["view"]
+
 
 def page_items(events: Table) -> Table:
     """One row for an item on a result page: ``day, query, item_id, search_id, level, position``.
 
-    ``level`` is the deepest thing that happened to it there that day, ``position`` its highest known
-    place. Events outside of a search are left out. A page that is used past midnight counts on both days.
+    ``level`` is the deepest thing that happened to it there that day, ``position`` the highest known
+    place of its views, or where none is known, of what came after them. Events outside of a search are left out. A page that
+    is used past midnight counts on both days.
     """
     require(events, EVENTS, "page_items")
     shown = events.filter(events.query != "")
+    of_views = shown.position.min(where=shown.level == VIEW)
     return shown.group_by(["day", "query", "item_id", "search_id"]).agg(
-        level=shown.level.max(), position=shown.position.min()
+        level=shown.level.max(), position=ibis.coalesce(of_views, shown.position.min())
     )
 
 

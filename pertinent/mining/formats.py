@@ -89,6 +89,8 @@ SNOWPLOW_TYPES: Meanings = MappingProxyType(
 _LIST_EVENTS = frozenset(
     ("view_item_list", "select_item", "product_list_viewed", "product_list_filtered", "product_clicked")
 ) | {"list_view", "list_click"}
+# Levels at which a position that Segment or Snowplow gives is one in a list of products.
+_PLACED = frozenset((LEVEL_NUMBERS["view"], LEVEL_NUMBERS["click"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,22 +376,29 @@ def ga4(record: Mapping[str, Any], reading: Reading) -> Iterator[Flat]:
     if level == SEARCH:
         yield event
         level = LEVEL_NUMBERS["view"]
+    # In a basket or an order the index is the place there, and on a product's page it is always the first.
+    in_list = event.listed or level == LEVEL_NUMBERS["view"]
     for place, item in enumerate(items):
         item_id = _set(item.get(reading.item_field or "item_id"))
         if item_id is None:
             reading.notes["events_without_item"] += 1
             continue
         listing = _set(item.get("item_list_id")) or _set(params.get("item_list_id"))
-        ordinal = item.get("item_list_index")
         yield replace(
             event,
             level=level,
             item_id=item_id,
-            ordinal=whole(item.get("index") if ordinal is None else ordinal),
+            ordinal=_ga4_ordinal(item) if in_list else None,
             place=place if level == LEVEL_NUMBERS["view"] else None,
             list_id=listing or _set(item.get("item_list_name")) or _set(params.get("item_list_name")),
             listed=event.listed or event.level == SEARCH,
         )
+
+
+def _ga4_ordinal(item: Mapping[str, Any]) -> int | None:
+    """The position in a list: of the export's own name, or of the name that sites send."""
+    ordinal = item.get("item_list_index")
+    return whole(item.get("index") if ordinal is None else ordinal)
 
 
 def whole_text(value: object) -> object:
@@ -455,7 +464,8 @@ def segment(record: Mapping[str, Any], reading: Reading) -> Iterator[Flat]:
     for place, product in enumerate(products or [properties]):
         item_id = _segment_item(product, reading)
         if item_id is not None:
-            ordinal = whole(product.get("position"))
+            # In an order the position is the place there.
+            ordinal = whole(product.get("position")) if level in _PLACED else None
             spot = place if products and level == LEVEL_NUMBERS["view"] else None
             yield replace(event, item_id=item_id, ordinal=ordinal, place=spot)
 
@@ -516,7 +526,8 @@ def snowplow(record: Mapping[str, Any], reading: Reading) -> Iterator[Flat]:
             reading.notes["events_without_item"] += 1
             continue
         spot = place if level == LEVEL_NUMBERS["view"] else None
-        yield replace(event, item_id=item_id, ordinal=whole(product.get("position")), place=spot)
+        ordinal = whole(product.get("position")) if level in _PLACED else None
+        yield replace(event, item_id=item_id, ordinal=ordinal, place=spot)
 
 
 def _snowplow_event(record: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:

@@ -231,6 +231,55 @@ def test_ga4_in_nested_parquet_is_read_as_its_json(duckdb_engine, tmp_path):
     assert rows_of(raw, *COLUMNS) == table(EXPECTED_GA4)
 
 
+def ga4_event(name, second, items, **params):
+    """An event of one user and session; items are ids, each with the index that the site sends."""
+    values = {"ga_session_id": {"int_value": "5"}, **{key: {"string_value": text} for key, text in params.items()}}
+    return {
+        "event_name": name,
+        "event_timestamp": (TEN + second) * 1_000_000,
+        "user_pseudo_id": "1.2",
+        "event_params": [{"key": key, "value": value} for key, value in values.items()],
+        "items": [{"item_id": item, "index": index} for item, index in items],
+    }
+
+
+@pytest.mark.parametrize("base", [0, 1])
+def test_an_index_outside_of_a_list_is_no_place_on_the_result_page(duckdb_engine, tmp_path, base):
+    shown = [(item, place + base) for place, item in enumerate("abcd")]
+    # In ten orders and on ten product pages the only item has the index 0, which says nothing of the list.
+    alone = [ga4_event(name, 10 + n, [("d", 0)]) for n in range(10) for name in ("view_item", "purchase")]
+    listed = [ga4_event("view_item_list", 1, shown, search_term="tv"), ga4_event("select_item", 5, shown[3:])]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(event) for event in [*listed, *alone]))
+    raw = read(duckdb_engine, tmp_path / "work", format="ga4", path=str(tmp_path / "a.jsonl"))
+    found = {row for row in rows_of(raw, "query", "item_id", "level", "position") if row[1] == "d"}
+    assert found == {
+        ("tv", "d", "view", 3),
+        ("tv", "d", "click", 3),
+        ("tv", "d", "click", None),
+        ("tv", "d", "pay", None),
+    }
+    assert {name: n for name, n in raw.notes.items() if "position" in name} == {"position_base:": base}
+
+
+def test_a_position_in_an_order_is_no_place_on_the_result_page(duckdb_engine, tmp_path):
+    for name, level in (("segment", "pay"), ("snowplow", "pay")):
+        settings, *_ = FOREIGN[name]
+        source = next(iter(files_of(settings["path"])))
+        records = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+        for record in records:
+            if record.get("event") == "Order Completed":
+                for place, product in enumerate(record["properties"]["products"]):
+                    product["position"] = place + 1
+            for key, value in record.items():
+                if "snowplow_ecommerce_action" in key and value["type"] == "transaction":
+                    for place, product in enumerate(record[next(k for k in record if "ecommerce_product" in k)]):
+                        product["position"] = place + 1
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(record) for record in records))
+        raw = read(duckdb_engine, tmp_path / "work", format=name, path=str(tmp_path / f"{name}.jsonl"))
+        paid = [row for row in rows_of(raw, "level", "position") if row[0] == level]
+        assert paid and {position for _, position in paid} == {None}
+
+
 def test_lists_that_the_export_may_have_cut_are_counted(duckdb_engine, tmp_path):
     items = [{"item_id": f"i-{n}"} for n in range(200)]
     record = {"event_name": "view_item_list", "event_timestamp": 1, "user_pseudo_id": "1", "items": items}

@@ -77,7 +77,7 @@ def counts(rows: list[tuple[int, str, str, int, int]]) -> Rows:
 EXAMPLE = [
     event("s1", "kabel", "a", 0, 3, 10),
     event("s1", "kabel", "a", 1, 3, 10),
-    event("s1", "kabel", "a", 5, None, 10),  # paid: the deepest, on the same page
+    event("s1", "kabel", "a", 5, 0, 10),  # paid: the deepest, on the same page; its place is one in the order
     event("s1", "kabel", "b", 0, 1, 10),
     event("s2", "kabel", "a", 0, 1, 10),
     event("s2", "kabel", "a", 0, 0, 10),  # twice on a page: its highest place
@@ -109,6 +109,11 @@ def test_counts_of_a_day_are_those_worked_out_by_hand(engine):
         ("u", "kabel", "b", 2, 11, ""),
         ("v", "", "a", 4, 11, ""),
     ]
+
+
+def test_without_a_place_of_its_views_an_item_has_that_of_its_clicks(duckdb_engine):
+    rows = [event("s1", "q", "a", *row, 10) for row in [(0, None), (1, 4), (5, 2)]]
+    assert found(page_items(table(duckdb_engine, EVENTS, rows)), "level", "position") == [(5, 2)]
 
 
 def test_an_empty_log_has_no_counts(duckdb_engine):
