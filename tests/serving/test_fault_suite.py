@@ -243,12 +243,11 @@ def test_many_idle_connections_keep_nobody_out(server: Server) -> None:
                 slow.append(time.monotonic() - before)
         # The longest idle ones had to go.
         deadline = time.monotonic() + 60
-        while server.inside.num_fds() > CONNECTIONS + 200 and time.monotonic() < deadline:
+        # Others still come: what the kernel has queued is taken up all at once, before the cap is seen to.
+        while (files := server.inside.num_fds()) > CONNECTIONS + 200 and time.monotonic() < deadline:
             time.sleep(0.05)
         states = Counter(each.status for each in server.inside.net_connections())
-        assert server.inside.num_fds() <= CONNECTIONS + 200, (
-            f"{number + 1} asked, {states}, {server.process.lines[-3:]}"
-        )
+        assert files <= CONNECTIONS + 200, f"{number + 1} asked, {states}, {server.process.lines[-3:]}"
     finally:
         for connection in held:
             connection.close()
