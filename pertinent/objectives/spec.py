@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Column = Literal["relevant", "grade", "teacher"]
 
+FARTHEST = 5.0  # the length of a perturbation in the authors' code; the paper gives none
+
 
 @dataclass(frozen=True, slots=True)
 class Targets:
@@ -124,10 +126,39 @@ class TwoPass(Heated):
         return self
 
 
-class Perturbed(TwoPass):
-    """Two passes, the second on embeddings moved by ``epsilon`` to where the objective rises."""
+class Moved(Config):
+    """How far the embeddings of a pair are moved: ``epsilon``, over all its tokens and dimensions.
 
-    epsilon: float = Field(5.0, ge=0.0)
+    Without ``epsilon`` it is 5, as in the authors' code, but in a training no more than what moves the
+    relevance logit of the start by ``shift`` on average: 5 hardly shows on a head that has just been made, and turns
+    every decision of a network that has learned the task.
+    """
+
+    epsilon: float | None = Field(None, ge=0.0)
+    shift: float = Field(0.3, gt=0.0)
+
+    @property
+    def length(self) -> float:
+        """How far a pair is moved.
+
+        >>> AT().length, AT(epsilon=0.5).length
+        (5.0, 0.5)
+        """
+        return FARTHEST if self.epsilon is None else self.epsilon
+
+    def settled(self, slope: float) -> Self:
+        """The same with its ``epsilon``, for a start whose logit changes by ``slope`` a unit of length.
+
+        >>> AT().settled(1.2).epsilon, AT().settled(0.004).epsilon, AT(epsilon=2.0).settled(1.2).epsilon
+        (0.25, 5.0, 2.0)
+        """
+        if self.epsilon is not None:
+            return self
+        return self.model_copy(update={"epsilon": min(FARTHEST, self.shift / slope) if slope > 0 else FARTHEST})
+
+
+class Perturbed(TwoPass, Moved):
+    """Two passes, the second on embeddings moved by ``epsilon`` to where the objective rises."""
 
 
 class CAT(Perturbed):
@@ -161,16 +192,16 @@ class RDrop(TwoPass):
     consistency_weight: float = Field(1.0, ge=0.0)
 
 
-class FreeLB(Heated):
+class FreeLB(Heated, Moved):
     """FreeLB: ``steps`` passes, each moved ``step_size`` further up, at most ``epsilon`` away; their mean counts.
 
-    The first pass is the clean one.
+    The first pass is the clean one. Without ``step_size`` it is half of ``epsilon``.
     """
 
     type: Literal["freelb"] = "freelb"
+    epsilon: float | None = Field(None, gt=0.0)
     steps: int = Field(3, ge=2, le=16)
-    step_size: float = Field(2.5, gt=0.0)
-    epsilon: float = Field(5.0, gt=0.0)
+    step_size: float | None = Field(None, gt=0.0)
 
 
 Adversary = Annotated[CAT | AT | KL | RDrop | FreeLB, Field(discriminator="type")]

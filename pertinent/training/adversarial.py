@@ -10,14 +10,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pertinent.errors import ConfigError
+from pertinent.lexicon.pairs import PairTokenizer
 from pertinent.objectives.adversarial import consistency, perturbation, within
-from pertinent.objectives.spec import Adversary, FreeLB, Perturbed, TwoPass
+from pertinent.objectives.classification import relevance_score
+from pertinent.objectives.spec import Adversary, FreeLB, Moved, Perturbed, TwoPass
+from pertinent.training.collate import TrainingSet, collate, network_inputs
 
 Batch = dict[str, Tensor]
+
+# Training pairs whose logits say how far a start may be moved: some seconds of a run.
+MEASURED = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +112,7 @@ def _two_passes(
         dropped = dropped_tokens(batch, spec.word_drop, control_ids)
         second = {**batch, "mask": batch["mask"] & ~dropped}
     if isinstance(spec, Perturbed):
-        steps = _steps(clean, tap.states, spec.epsilon, batch["mask"])
+        steps = _steps(clean, tap.states, spec.length, batch["mask"])
         moved = [states + step.to(states.dtype) for states, step in zip(tap.states, steps, strict=True)]
         with EmbeddingTap(network, moved):
             other = forward(second)
@@ -135,9 +142,10 @@ def _ascent(
     losses = [objective(logits)]
     moved: list[Tensor] = tap.states
     delta: tuple[Tensor, ...] = tuple(torch.zeros_like(states, dtype=torch.float32) for states in tap.states)
+    step_size = spec.length / 2 if spec.step_size is None else spec.step_size
     for _ in range(spec.steps - 1):
-        steps = _steps(losses[-1], moved, spec.step_size, batch["mask"])
-        delta = within([done + step for done, step in zip(delta, steps, strict=True)], spec.epsilon)
+        steps = _steps(losses[-1], moved, step_size, batch["mask"])
+        delta = within([done + step for done, step in zip(delta, steps, strict=True)], spec.length)
         moved = [states + step.to(states.dtype) for states, step in zip(tap.states, delta, strict=True)]
         with EmbeddingTap(network, moved):
             losses.append(objective(forward(batch)))
@@ -151,6 +159,36 @@ def _steps(loss: Tensor, states: Sequence[Tensor], epsilon: float, mask: Tensor)
     # Blocks of another shape are those of towers; padding has no gradient there either, as nothing reads it.
     masks = [mask if block.shape[:2] == mask.shape else block.new_ones(block.shape[:2]).bool() for block in gradients]
     return perturbation(gradients, epsilon, masks)
+
+
+def logit_slope(network: nn.Module, batch: Batch) -> float:
+    """By how much the relevance logit of a pair changes along its gradient, a unit of length of the embeddings.
+
+    The mean over the pairs of a batch, in evaluation mode; to first order a perturbation of length epsilon moves
+    a logit by epsilon times as much. The network's mode and gradients are as before.
+    """
+    was_training, device = network.training, next(network.parameters()).device
+    inputs = network_inputs({name: tensor.to(device) for name, tensor in batch.items()})
+    network.eval()
+    with EmbeddingTap(network) as tap:
+        score = relevance_score(network(*inputs))  # [pairs]
+    network.train(was_training)
+    if not tap.states:
+        return 0.0
+    gradients = torch.autograd.grad(score.sum(), tap.states)
+    squares = torch.stack([block.float().square().sum((1, 2)) for block in gradients]).sum(0)  # [pairs]
+    return float(squares.sqrt().mean())
+
+
+def settled(spec: Adversary, network: nn.Module, pairs: PairTokenizer, training: TrainingSet) -> Adversary:
+    """The method with the length of its perturbation, from what it does to the logits of the network as it is.
+
+    Methods without a perturbation, and those that name its length, are given back.
+    """
+    if not isinstance(spec, Moved) or spec.epsilon is not None:
+        return spec
+    rows = np.unique(np.linspace(0, len(training) - 1, min(len(training), MEASURED)).astype(np.int64))
+    return spec.settled(logit_slope(network, collate(training, rows, pairs)))
 
 
 def dropped_tokens(batch: Batch, share: float, control_ids: Sequence[int]) -> Tensor:

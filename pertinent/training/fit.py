@@ -113,7 +113,7 @@ class FitResult:
 
     ``metrics`` are those of the best evaluation (of the last step without validation pairs),
     ``history`` is everything that was reported, in order. ``inverse_temperature`` is what became part
-    of the classifier's weights.
+    of the classifier's weights, ``epsilon`` how far an adversarial step moved a pair (none: it moved none).
     """
 
     metrics: dict[str, float]
@@ -124,6 +124,7 @@ class FitResult:
     resumed_from: int
     seconds: float
     inverse_temperature: float = 1.0
+    epsilon: float | None = None
 
 
 def fit(
@@ -161,6 +162,11 @@ def fit(
     """
     _check(training, config, network, negatives)
     started = time.perf_counter()
+    adversarial = config.adversarial
+    if adversarial is not None:
+        from pertinent.training.adversarial import fold_heat, settled
+
+        adversarial = settled(adversarial, network, pairs, training)
     plan = BatchPlan(
         training.size_keys,
         training.query_rows if needs_groups(config.objective) else None,
@@ -182,7 +188,7 @@ def fit(
             validation,
             plan,
             config.objective,
-            config.adversarial,
+            adversarial,
             negatives,
             choose,
             config.round_weights,
@@ -200,14 +206,12 @@ def fit(
     validates = validation is not None and len(validation) > 0
     with frozen(network, config.frozen):
         result = run_loop(network, config, plan, make_trainer, validates, identity, folder, resume, title, started)
-    if config.adversarial is None:
+    if adversarial is None:
         return result
-    from pertinent.training.adversarial import fold_heat
-
-    heat = config.adversarial.heat(result.best_step / plan.steps)
+    heat = adversarial.heat(result.best_step / plan.steps)
     if heat != 1.0:
         fold_heat(network, heat)
-    return replace(result, inverse_temperature=heat)
+    return replace(result, inverse_temperature=heat, epsilon=getattr(adversarial, "epsilon", None))
 
 
 @contextmanager

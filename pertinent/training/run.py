@@ -458,6 +458,8 @@ def _card_settings(config: TrainConfig, result: FitResult) -> dict[str, Any]:
     settings = {name: getattr(config, name) for name in _CARD_SETTINGS}
     if config.adversarial is not None:
         settings["inverse temperature in the weights"] = round(result.inverse_temperature, 6)
+    if result.epsilon is not None:
+        settings["length of the perturbation"] = round(result.epsilon, 4)
     return settings
 
 

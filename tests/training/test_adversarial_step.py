@@ -21,7 +21,15 @@ from pertinent.models.store import build_network
 from pertinent.models.towers import SBERT, SBERTConfig
 from pertinent.objectives.classification import softmax
 from pertinent.objectives.spec import AT, CAT, KL, Adversary, FreeLB, MarginMSE, RDrop, Softmax, SoftTarget
-from pertinent.training.adversarial import EmbeddingTap, Outcome, adversarial_step, dropped_tokens, fold_heat
+from pertinent.training.adversarial import (
+    EmbeddingTap,
+    Outcome,
+    adversarial_step,
+    dropped_tokens,
+    fold_heat,
+    logit_slope,
+    settled,
+)
 from pertinent.training.collate import TrainingSet, collate, network_inputs
 from pertinent.training.fit import FitConfig, fit
 from pertinent.training.trainer import all_logits
@@ -29,6 +37,7 @@ from pertinent.training.trainer import all_logits
 Build = Callable[[int, int, int], TrainingSet]
 METHODS = [cls() for cls in get_args(get_args(Adversary)[0])]
 SIZES = {"hidden_size": 32, "layers": 2, "heads": 2, "feed_forward_size": 64, "max_positions": 18}
+QUICK = {"epochs": 2, "batch_size": 32, "learning_rate": 2e-3, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -231,9 +240,73 @@ def test_dropping_needs_term_classes(tiny_network: EiSRC, tiny_pairs: PairTokeni
         fit(tiny_network, tiny_pairs, shop_set(4, 3, 0), FitConfig(adversarial="cat"))
 
 
-# In a training run
+# How far pairs are moved
 
-QUICK = {"epochs": 2, "batch_size": 32, "learning_rate": 2e-3, "device": "cpu"}
+
+def with_sharper_head(network: EiSRC) -> EiSRC:
+    """The network with logits that differ as those of a trained one do."""
+    with torch.no_grad():
+        network.classifier.weight.mul_(1000.0)
+    return network
+
+
+def test_a_new_head_is_moved_by_five_and_one_that_tells_pairs_apart_by_what_shifts_its_logit_so_far(
+    tiny_network: EiSRC, tiny_pairs: PairTokenizer, shop_set: Build
+) -> None:
+    examples = shop_set(10, 4, 0)
+    assert settled(AT(), tiny_network, tiny_pairs, examples).length == 5.0
+    network = with_sharper_head(tiny_network).train()
+    length = settled(AT(shift=0.03), network, tiny_pairs, examples).length
+    assert length < 0.1
+    assert network.training
+    inputs = network_inputs(collate(examples, np.arange(40), tiny_pairs))
+    network.eval()
+    with EmbeddingTap(network) as tap:
+        score = relevance_logit(network(*inputs))
+    (up,) = torch.autograd.grad(score.sum(), tap.states)
+    with EmbeddingTap(network, [tap.states[0] + length * up / up.norm(dim=(1, 2), keepdim=True)]):
+        moved = relevance_logit(network(*inputs))
+    assert (moved - score).mean().item() == pytest.approx(0.03, rel=0.02)
+
+
+def test_a_step_does_not_turn_what_a_start_with_a_trained_head_decides(
+    tiny_network: EiSRC, tiny_pairs: PairTokenizer, shop_set: Build
+) -> None:
+    examples = shop_set(10, 4, 0)
+    network = with_sharper_head(tiny_network).eval()
+    batch = collate(examples, np.arange(40), tiny_pairs)
+    plain = CAT(inverse_temperature=1.0, final_inverse_temperature=None, word_drop=0.0)
+    near, far = (step(network, batch, spec) for spec in (settled(plain, network, tiny_pairs, examples), plain))
+    clean = softmax(near.logits, batch["relevant"], 1.0)
+    assert clean < near.parts["adversarial"] < clean + 0.3 * 1.05  # the loss changes by no more than the logit
+    assert far.parts["adversarial"] > clean + 1
+
+
+@pytest.mark.parametrize("spec", [CAT(epsilon=2.0), FreeLB(epsilon=2.0), RDrop()], ids=lambda spec: spec.type)
+def test_a_named_length_stays(tiny_network: EiSRC, tiny_pairs: PairTokenizer, shop_set: Build, spec: Adversary) -> None:
+    assert settled(spec, with_sharper_head(tiny_network), tiny_pairs, shop_set(4, 3, 0)) is spec
+
+
+def test_the_length_is_measured_on_towers_and_on_frozen_embeddings_too(
+    tiny_network: EiSRC, tiny_pairs: PairTokenizer, shop_set: Build
+) -> None:
+    examples = shop_set(4, 3, 0)
+    network = with_sharper_head(tiny_network)
+    length = settled(FreeLB(), network, tiny_pairs, examples).length
+    network.embeddings.requires_grad_(False)
+    assert settled(FreeLB(), network, tiny_pairs, examples).length == pytest.approx(length)
+    towers = SBERT(SBERTConfig(vocabulary_size=tiny_pairs.vocabulary_size, **SIZES))
+    assert 0 < logit_slope(towers, collate(examples, np.arange(12), tiny_pairs)) < 1
+
+
+def test_a_run_says_how_far_it_moved_pairs(tiny_network: EiSRC, tiny_pairs: PairTokenizer, shop_set: Build) -> None:
+    examples = shop_set(20, 4, 0)
+    config = FitConfig(**{**QUICK, "epochs": 1}, adversarial="at")
+    expected = settled(AT(), copy.deepcopy(with_sharper_head(tiny_network)), tiny_pairs, examples).length
+    assert fit(tiny_network, tiny_pairs, examples, config).epsilon == pytest.approx(expected)
+
+
+# In a training run
 
 
 @pytest.mark.parametrize(
