@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, tzinfo
@@ -25,6 +26,8 @@ DAY = 86_400
 # In a folder made by `pertinent mine`: one row a query, with how often it was asked; one row a clicked pair.
 MINED_QUERIES = "queries.parquet"
 MINED_PAIRS = "clicks.parquet"
+_SEARCH_IDS = ("search_id", "session_id")
+_log = logging.getLogger(__name__)
 
 
 class Sample(Generic[T]):
@@ -101,9 +104,10 @@ def query_counts(
 ) -> Counter[str]:
     """How often each query was asked, from a log or from a folder that ``pertinent mine`` made.
 
-    A log has ``query``; rows of one ``search_id``, or of one ``session_id`` and query, are one search.
-    With ``time`` and ``days``, only the last days before its newest row count; ``zone`` is that of times that
-    name none. ``each_pair`` is called with the query and ``item_id`` of each row that has both.
+    A log has ``query``; rows of one ``search_id``, or of one ``session_id`` and query, are one search, and
+    where it has neither, rows of one ``user_id``, query and ``time``; without those every row counts, with
+    a warning. With ``time`` and ``days``, only the last days before its newest row count; ``zone`` is that
+    of times that name none. ``each_pair`` is called with the query and ``item_id`` of each row that has both.
     Raises DataError for a time that is none, or is in no zone.
     """
     path = Path(path)
@@ -111,9 +115,11 @@ def query_counts(
         return _mined_counts(path, each_pair)
     by_day: dict[int, Counter[str]] = {}
     seen: set[bytes] = set()
+    told = False
     for table in read_table_parts(path, rows, rename):
         if not table.has("query"):
             raise table.missing("query", flag="--log-columns")
+        told = told or _told_of_rows(path, table)
         queries = table.texts("query")
         items = table.texts("item_id") if table.has("item_id") else [None] * len(table)
         days_of = _days(table, zone) if days is not None and table.has("time") else [0] * len(table)
@@ -175,19 +181,42 @@ def _mined_table(artifact: Artifact, name: str) -> Iterator[Table]:
 
 def _searches(table: Table, queries: Sequence[str | None]) -> list[bytes | None]:
     """What tells one search from another, or None for each row where nothing does."""
-    name = next((name for name in ("search_id", "session_id") if table.has(name)), None)
-    if name is None:
+    pages = _pages(table)
+    if pages is None:
         return [None] * len(table)
     keys: list[bytes | None] = []
     last: tuple[str | None, str | None] = (None, None)
     digest: bytes | None = None
-    for own, query in zip(table.texts(name), queries, strict=True):
+    for own, query in zip(pages, queries, strict=True):
         if (own, query) != last:
             text = f"{own}\n{query}".encode("utf-8", "replace")
             digest = None if own is None else hashlib.blake2b(text, digest_size=8).digest()
             last = (own, query)
         keys.append(digest)
     return keys
+
+
+def _pages(table: Table) -> Sequence[str | None] | None:
+    """What rows of one search share beside the query; None where the log has nothing that says it."""
+    name = next((name for name in _SEARCH_IDS if table.has(name)), None)
+    if name is not None:
+        return table.texts(name)
+    if not table.has("time"):
+        return None
+    users = table.texts("user_id") if table.has("user_id") else [None] * len(table)
+    return [None if time is None else f"{user}\n{time}" for user, time in zip(users, table.column("time"), strict=True)]
+
+
+def _told_of_rows(path: Path, table: Table) -> bool:
+    """Whether it had to be told that every row of a log counts as a search."""
+    if any(table.has(name) for name in (*_SEARCH_IDS, "time")):
+        return False
+    _log.warning(
+        "%s: has none of search_id, session_id and time, so each of its rows counts as a search, and queries with "
+        "many results count more; name one of them with --log-columns YOURS=search_id",
+        path,
+    )
+    return True
 
 
 def _days(table: Table, zone: tzinfo | None) -> list[int]:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer, models
 
@@ -171,6 +173,27 @@ def test_logs_of_other_formats_and_names(settings: dict[str, Any], tmp_path: Pat
     assert counts == Counter({"bluetooth": 1})
     (tmp_path / "log.csv").write_text('query,search_id\nusb-c,1\nusb-c,1\nusb-c,2\n"",3\n', encoding="utf-8")
     assert query_counts(tmp_path / "log.csv", 10, {}, 365, lambda q, i: None) == Counter({"usb-c": 2})
+
+
+def test_a_result_page_counts_once_also_without_ids_of_search_and_session(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    views = [(user, "größe 42", item, 100) for user in ("u", "v") for item in range(20)]
+    rows = [*views, ("u", "größe 42", 3, 130), ("u", "usb-c", 3, 100), (None, "usb-c", 4, 100), (None, "usb-c", 5, 100)]
+    columns = dict(zip(("user_id", "query", "item_id", "time"), zip(*rows, strict=True), strict=True))
+    counts = {}
+    for names in (
+        ["user_id", "query", "item_id", "time"],
+        ["query", "item_id", "time"],
+        ["user_id", "query", "item_id"],
+    ):
+        pq.write_table(pa.table({name: list(columns[name]) for name in names}), tmp_path / "log.parquet")
+        counts[len(names), "time" in names] = query_counts(tmp_path / "log.parquet", 7, {}, None, lambda q, i: None)
+        assert ("each of its rows counts as a search" in caplog.text) == ("time" not in names)
+    assert counts[4, True] == Counter({"größe 42": 3, "usb-c": 2})
+    assert counts[3, True] == Counter({"größe 42": 2, "usb-c": 1})  # who asked is not known
+    assert counts[3, False] == Counter({"größe 42": 41, "usb-c": 3})
+    assert caplog.text.count("each of its rows") == 1
 
 
 def test_a_mined_folder_gives_its_query_counts(settings: dict[str, Any], tmp_path: Path) -> None:
