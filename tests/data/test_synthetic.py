@@ -427,6 +427,17 @@ def test_equal_titles_and_grades_still_give_pages_without_repeats(tmp_path):
     assert ask(folder, "SELECT count(DISTINCT item_id) FROM log")[0][0] >= 40
 
 
+def test_the_sample_of_icecat_makes_a_shop_too(tmp_path, capsys):
+    argv = ["data", "synthesize", "--out", str(tmp_path / "shop"), "--sample", "icecat", "--events", "5000", "--json"]
+    assert main([*argv, "--set", "aliases=0"]) == 0
+    items, judgments = read_sample("icecat")
+    folder = tmp_path / "shop"
+    known = {item.item_id for item in items}
+    assert {row[0] for row in ask(folder, "SELECT DISTINCT item_id FROM log")} <= known
+    assert {row[0] for row in ask(folder, "SELECT DISTINCT query FROM judgments")} <= {row.query for row in judgments}
+    assert 4_000 < ask(folder, "SELECT count(*) FROM log")[0][0] <= 5_000
+
+
 def test_what_cannot_be_made_is_refused_with_what_to_do(small, tmp_path):
     with pytest.raises(ConfigError, match=r"events: 5 is less than the \d+ rows of the first search; give at least"):
         synthesize(config(small, events=5))
