@@ -72,7 +72,7 @@ def _weighed(run: Mined) -> Table:
     daily = run.tables["daily"]
     if run.config.neighbors.by == "ctr":
         return daily
-    return with_seen(daily, run.tables["daily_positions"], run.tables["positions"])
+    return with_seen(daily, run.tables["daily_positions"], run.tables["positions"], run.until_day)
 
 
 def _queries(run: Mined) -> None:

@@ -104,10 +104,13 @@ def neighbors_before(daily: Table, examples: Table, config: NeighborConfig) -> T
     of the query; ``item_id``: neighbor queries of the item) and the columns of `neighbors`. Days from
     the example's on change nothing. The example's item is not among the neighbors of its query nor its
     query among those of its item, unless ``exclude_target`` is off; the next ones move up, so a list may
-    still have ``keep``. Raises ConfigError as `strong_pairs` does.
+    still have ``keep``. Raises ConfigError as `strong_pairs` does, and where an order by debiased clicks
+    would use propensities of the example's day or later ones.
     """
     require(daily, DAILY, "neighbors_before")
     examples = examples.select("query", "item_id", day=examples.day.cast("int32")).distinct()
+    if config.by == "debiased" and "fitted_until" in daily.columns:
+        _refuse_later_propensities(daily, examples)
     return ibis.union(_before(daily, examples, config, "query"), _before(daily, examples, config, "item_id"))
 
 
@@ -130,7 +133,8 @@ def strong_pairs(window: Table, config: NeighborConfig, keys: list[str]) -> Tabl
     if config.by == "debiased" and "seen" not in window.columns:
         raise ConfigError(
             "neighbors.by=debiased needs a column 'seen' beside the counts by day; add it by with_seen(daily, "
-            "daily_positions, positions), with these tables of the mined artifact, or set neighbors.by=ctr"
+            "daily_positions, propensities, until_day), with the tables by day of the mined artifact, or set "
+            "neighbors.by=ctr"
         )
     pairs = _counted(window, keys)
     pairs = pairs.filter(_passes(pairs, config, config.min_exposures))
@@ -190,11 +194,13 @@ def small_log_warning(found: Coverage, config: NeighborConfig) -> str | None:
     )
 
 
-def with_seen(daily: Table, daily_positions: Table, propensities: Table) -> Table:
+def with_seen(daily: Table, daily_positions: Table, propensities: Table, until_day: int) -> Table:
     """``daily`` with a column ``seen``: exposures, each counted by how likely its place is looked at.
 
-    ``propensities`` has ``position, propensity``. In millionths, as whole numbers, so that sums are the
-    same on every engine. A place without a propensity, and an exposure without a place, count in full.
+    ``propensities`` has ``position, propensity``, fitted on days before ``until_day``, which is kept as a
+    column ``fitted_until``: `neighbors_before` gives no lists to examples of earlier days. ``seen`` is in
+    millionths, as whole numbers, so that sums are the same on every engine. A place without a propensity,
+    and an exposure without a place, count in full.
     """
     weights = propensities.select(
         "position", weight=(propensities.propensity * SEEN_SCALE).round().cast("int64").clip(lower=1)
@@ -206,7 +212,20 @@ def with_seen(daily: Table, daily_positions: Table, propensities: Table) -> Tabl
     )
     joined = daily.left_join(seen, keys)
     rest = joined.exposures - joined.placed.fill_null(0)
-    return joined.select(*daily.columns, seen=joined.weighted.fill_null(0) + rest * SEEN_SCALE)
+    fitted = ibis.literal(until_day, "int32")
+    return joined.select(*daily.columns, seen=joined.weighted.fill_null(0) + rest * SEEN_SCALE, fitted_until=fitted)
+
+
+def _refuse_later_propensities(daily: Table, examples: Table) -> None:
+    """Raise ConfigError where an example is of a day that ``seen`` may have been weighed by."""
+    first = examples.day.min().to_pyarrow().as_py()
+    until = daily.fitted_until.max().to_pyarrow().as_py()
+    if first is not None and until is not None and first < until:
+        raise ConfigError(
+            f"neighbors.by=debiased: the propensities were fitted on days up to {until - 1}, and examples are of day "
+            f"{first} on, so their lists would know what came later; fit them on the days before (fit_position_model "
+            f"on daily_positions before day {first}, then with_seen(..., until_day={first})), or set neighbors.by=ctr"
+        )
 
 
 def _counted(window: Table, keys: list[str]) -> Table:

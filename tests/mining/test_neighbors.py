@@ -37,6 +37,7 @@ from pertinent.mining.neighbors import (
     small_log_warning,
     with_seen,
 )
+from pertinent.mining.positions import PositionConfig, fit_position_model
 from pertinent.mining.schema import DAILY, DAILY_POSITIONS, DAY, EVENTS
 
 TYPES = {"string": pa.string(), "int8": pa.int8(), "int32": pa.int32(), "int64": pa.int64()}
@@ -225,7 +226,7 @@ def test_debiased_order_lifts_what_was_clicked_far_down(engine):
         pa.table({"position": pa.array([0, 7], pa.int32()), "propensity": [1.0, 0.1]}),
         temp=engine.name == "duckdb",
     )
-    seen = with_seen(daily, places, curve)
+    seen = with_seen(daily, places, curve, 2)
     assert found(seen, "item_id", "seen") == [("low", 46_000_000), ("nowhere", 100_000_000), ("top", 100_000_000)]
     lists = neighbors(seen, 2, NeighborConfig(by="debiased"), "query")
     assert found(lists, "rank", "neighbor", "ctr") == [(0, "low", 0.3), (1, "top", 0.4), (2, "nowhere", 0.25)]
@@ -292,6 +293,26 @@ def test_the_target_stays_where_it_is_asked_for(duckdb_engine):
     lists = neighbors(daily, 5, config, "query")
     assert found(lists, "rank", "neighbor") == expected
     assert found(exclude_target(lists, examples.drop("day"), config, "query"), "rank", "neighbor") == expected
+
+
+def test_propensities_of_later_days_order_no_list_of_an_example(duckdb_engine):
+    places = [(day, "q", item, place, 100, 60 - 30 * place) for day in (1, 2) for place, item in enumerate("ab")]
+    later = [(5, "q", item, 1 - place, 100, 90 * place) for place, item in enumerate("ab")]
+    config = NeighborConfig(by="debiased", exclude_target=False)
+    examples = examples_of(duckdb_engine, [("q", "a", 3), ("q", "b", 4)])
+    found_by = {}
+    for name, rows in (("before", places), ("and after", places + later)):
+        daily = table(duckdb_engine, DAILY, counts([(day, q, item, n, c) for day, q, item, _, n, c in rows]))
+        by_place = table(duckdb_engine, DAILY_POSITIONS, rows)
+        curve = fit_position_model(by_place.filter(by_place.day < 3), PositionConfig()).table()
+        seen = with_seen(daily, by_place, ibis.memtable(curve), until_day=3)
+        found_by[name] = found(neighbors_before(seen, examples, config))
+    assert found_by["before"] == found_by["and after"] != []
+    with pytest.raises(
+        ConfigError, match=r"days up to 5, and examples are of day 3 on.*with_seen\(\.\.\., until_day=3"
+    ):
+        neighbors_before(with_seen(daily, by_place, ibis.memtable(curve), until_day=6), examples, config)
+    assert found(neighbors_before(seen, examples.limit(0), config)) == []
 
 
 def test_debiased_order_needs_what_was_seen(duckdb_engine):
