@@ -56,11 +56,13 @@ def foreign_log(
         flat = linked_to_lists(flat, config.link_minutes, config.search_lists)
         flat = stage(connection, flat, work / "lists.parquet")
         linked = linked_to_items(flat)
-        linked = stage(connection, linked.mutate(session_id=linked.given_session), work / "linked.parquet")
+        linked = linked.mutate(session_id=linked.given_session, visit=linked.session_id)
+        linked = stage(connection, linked, work / "linked.parquet")
         counted = {"queries_by_link": linked.by_link, "positions_after_first_list": linked.later_list}
     sums = linked.agg(**{name: where.sum() for name, where in counted.items()}, newest=linked.time.max())
     found = sums.to_pyarrow().to_pylist()[0]
     notes.update({name: int(found[name] or 0) for name in counted})
+    notes["searches_without_items"] = _searches_without_items(linked, config.format)
     linked = linked.filter(linked.level != SEARCH)
     if config.format == "ubi":
         linked = linked.filter(~linked.repeated)
@@ -95,8 +97,20 @@ def flat_schema() -> pa.Schema:
     return pa.schema([*columns, ("file", pa.string()), ("row", pa.int64())])
 
 
+def _searches_without_items(linked: ibis.Table, name: str) -> int:
+    """How many searches have no row of an item: none of their query id, or of their session and query."""
+    keys = ["search_id"] if name == "ubi" else ["visit", "query"]
+    searches = linked.filter(linked.level == SEARCH, *[linked[key].notnull() for key in keys])
+    rest = searches.anti_join(linked.filter(linked.level != SEARCH).select(keys).distinct(), keys)
+    return int(rest.count().to_pyarrow().as_py())
+
+
 def _refuse_internal_ids(flat: ibis.Table, items: ibis.Table | None, notes: Counter[str]) -> None:
-    """Raise DataError where the ids that the engine returned are its internal document numbers."""
+    """Raise DataError where the ids that the engine returned are its internal document numbers.
+
+    With a catalog they are where it has none of them; else where they are never those clicked on.
+    Ids that may be internal numbers, and are not refused, are counted.
+    """
     hits = flat.filter(flat.hit & flat.internal)
     numbers = hits.filter((hits.item_id.length() <= 10) & hits.item_id.try_cast("int64").notnull())
     count = int(numbers.count().to_pyarrow().as_py())
@@ -109,9 +123,9 @@ def _refuse_internal_ids(flat: ibis.Table, items: ibis.Table | None, notes: Coun
     pairs, same = (int(t.count().to_pyarrow().as_py()) for t in (tested, found))
     if items is not None:
         catalog = items.select(item_id=items.item_id.cast("string")).distinct()
-        if int(numbers.semi_join(catalog, "item_id").count().to_pyarrow().as_py()) and (same or not pairs):
+        if int(numbers.semi_join(catalog, "item_id").count().to_pyarrow().as_py()):
             return
-        reason = "match no item of the catalog" if same or not pairs else "are never those of the items clicked on"
+        reason = "match no item of the catalog"
     elif pairs and not same:
         reason = "are never those of the items clicked on"
     else:

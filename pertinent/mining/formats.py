@@ -376,6 +376,8 @@ def ga4(record: Mapping[str, Any], reading: Reading) -> Iterator[Flat]:
     if level == SEARCH:
         yield event
         level = LEVEL_NUMBERS["view"]
+    elif not items:
+        reading.notes["events_without_item"] += 1
     # In a basket or an order the index is the place there, and on a product's page it is always the first.
     in_list = event.listed or level == LEVEL_NUMBERS["view"]
     for place, item in enumerate(items):
@@ -520,7 +522,10 @@ def snowplow(record: Mapping[str, Any], reading: Reading) -> Iterator[Flat]:
     if level == SEARCH:
         yield event
         return
-    for place, product in enumerate(_snowplow_entities(record)):
+    products = _snowplow_entities(record)
+    if not products:
+        reading.notes["events_without_item"] += 1
+    for place, product in enumerate(products):
         item_id = text_of(product.get(reading.item_field or "id"))
         if item_id is None:
             reading.notes["events_without_item"] += 1
@@ -542,8 +547,9 @@ def _snowplow_event(record: Mapping[str, Any], name: str) -> Mapping[str, Any] |
 
 def _snowplow_entities(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     for key, value in record.items():
-        if key.startswith("contexts_") and "_ecommerce_product_" in key:
-            return objects_of(value, key)
+        # A warehouse has a column for each version of the schema, all but one of them empty.
+        if key.startswith("contexts_") and "_ecommerce_product_" in key and (found := objects_of(value, key)):
+            return found
     wrapped = record.get("contexts")
     entities = objects_of(wrapped.get("data") if isinstance(wrapped, Mapping) else wrapped, "contexts")
     return [object_of(e.get("data"), "data") for e in entities if "ecommerce/product/" in plain(e.get("schema"))]

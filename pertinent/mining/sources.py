@@ -46,6 +46,8 @@ NOTES = MappingProxyType(
         "rows": "rows read, one for each item of an event",
         "rows_without_item": "rows name no item (searches without results, for example) and were left out",
         "events_without_item": "events or items of them had no item id and were left out",
+        "searches_without_items": "searches name no item, and no other row of them does (nothing was found, or the log "
+        "does not say what); they count nowhere",
         "other_actions": "records of actions that say nothing about an item of a search were left out",
         "ignore_actions": "records were left out because levels says to ignore their action",
         "rows_without_time": "rows have no time",

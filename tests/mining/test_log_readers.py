@@ -95,6 +95,7 @@ NOTES_UBI = {
     "positions_empty": 1,
     "positions_only_xy": 2,
     "rows": 21,
+    "searches_without_items": 1,
 }
 
 EXPECTED_GA4 = """
@@ -187,19 +188,12 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_every_row_of_a_log_and_every_trap_in_it(duckdb_engine, tmp_path, name):
+def test_every_row_of_a_log_and_every_trap_in_it(engine, tmp_path, name):
     settings, expected, notes = FOREIGN[name]
-    raw = read(duckdb_engine, tmp_path, **settings)
-    assert rows_of(raw, *COLUMNS) == table(expected)
-    assert raw.notes == notes
-    assert len(raw.warnings()) == len(notes)
-
-
-def test_a_log_without_query_ids_is_linked_alike_on_every_engine(engine, tmp_path):
-    settings, expected, notes = FOREIGN["ga4"]
     raw = read(engine, tmp_path, **settings)
     assert rows_of(raw, *COLUMNS) == table(expected)
     assert raw.notes == notes
+    assert len(raw.warnings()) == len(notes)
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -315,6 +309,84 @@ def test_internal_numbers_of_the_engine_are_refused(duckdb_engine, tmp_path):
     assert read(duckdb_engine, tmp_path, **settings).notes["whole_number_hit_ids"] == 6
 
 
+def test_numbers_of_the_catalog_are_item_ids_even_where_another_item_was_clicked_on(duckdb_engine, tmp_path):
+    query = {"query_id": "q", "user_query": "tv", "timestamp": 1, "query_response_hit_ids": ["101", "102", "103"]}
+    click = {"action_name": "click", "query_id": "q", "timestamp": 2}
+    click["event_attributes"] = {"object": {"object_id": "140"}}  # from the second page of results
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(record) for record in (query, click)))
+    settings = {"format": "ubi", "path": str(tmp_path / "a.jsonl")}
+    for first, refused in ((100, False), (200, True)):
+        pq.write_table(pa.table({"item_id": list(range(first, first + 100))}), tmp_path / f"{first}.parquet")
+        items = read_parquet(duckdb_engine, tmp_path / f"{first}.parquet")
+        if refused:
+            with pytest.raises(DataError, match="match no item of the catalog"):
+                read(duckdb_engine, tmp_path / "work", items, **settings)
+        else:
+            raw = read(duckdb_engine, tmp_path / "work", items, **settings)
+            assert raw.notes == {"rows": 4, "whole_number_hit_ids": 3}
+    with pytest.raises(DataError, match="never those of the items clicked on"):
+        read(duckdb_engine, tmp_path / "work", **settings)
+
+
+def snowplow_event(kind, **contexts):
+    action = {"unstruct_event_com_snowplowanalytics_snowplow_ecommerce_snowplow_ecommerce_action_1": {"type": kind}}
+    prefix = "contexts_com_snowplowanalytics_snowplow_ecommerce_product"
+    columns = {f"{prefix}_{version}": value for version, value in contexts.items()}
+    return {"derived_tstamp": "2026-11-02 10:00:00", "domain_userid": "d", **action, **columns}
+
+
+WITHOUT_ITEMS = {
+    "ga4": [ga4_event("add_to_cart", 1, []), ga4_event("purchase", 2, [])],
+    "segment": [
+        {"type": "track", "event": name, "anonymousId": "a", "timestamp": "2026-11-02T10:00:00Z", "properties": thing}
+        for name, thing in (("Product Added", {}), ("Order Completed", {"products": []}))
+    ],
+    "snowplow": [snowplow_event("add_to_cart"), snowplow_event("transaction", v1=None, v2=[])],
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_ITEMS)
+def test_an_event_without_an_item_is_counted(duckdb_engine, tmp_path, name):
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(event) for event in WITHOUT_ITEMS[name]))
+    assert read(duckdb_engine, tmp_path / "work", format=name, path=str(tmp_path / "a.jsonl")).notes == {
+        "events_without_item": 2,
+        "rows": 0,
+    }
+
+
+def test_products_are_read_from_whichever_version_has_them(duckdb_engine, tmp_path):
+    events = [
+        snowplow_event("product_view", v1=None, v2=[{"id": "b"}]),
+        snowplow_event("product_view", v1=[{"id": "a"}]),
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(event) for event in events))
+    raw = read(duckdb_engine, tmp_path / "work", format="snowplow", path=str(tmp_path / "a.jsonl"))
+    assert rows_of(raw, "item_id") == [("a",), ("b",)]
+
+
+SEARCHES = {
+    "ubi": [
+        {"query_id": f"q-{n}", "user_query": text, "timestamp": 1, "query_response_hit_ids": hits}
+        for n, (text, hits) in enumerate([("tv", ["a"]), ("nothing", []), ("größe", None)])
+    ],
+    "ga4": [
+        ga4_event("view_search_results", 1, [], search_term="tv"),
+        ga4_event("view_item_list", 2, [("a", 0)], search_term="tv"),
+        ga4_event("view_search_results", 3, [], search_term="nothing"),
+        ga4_event("view_search_results", 4, [], search_term="größe"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_that_found_nothing_is_counted(duckdb_engine, tmp_path, name):
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(event) for event in SEARCHES[name]))
+    raw = read(duckdb_engine, tmp_path / "work", format=name, path=str(tmp_path / "a.jsonl"))
+    assert rows_of(raw, "query", "item_id") == [("tv", "a")]
+    assert raw.notes["searches_without_items"] == 2
+    assert any("2 searches name no item" in warning for warning in raw.warnings())
+
+
 def test_a_time_without_a_zone_asks_for_one(duckdb_engine, tmp_path):
     settings = {"format": "ubi", "path": str(FIXTURES / "ubi-no-zone")}
     with pytest.raises(DataError, match=r"both.jsonl: line 1, column 'timestamp'.*no time zone; .*log.time_zone="):
@@ -349,6 +421,7 @@ def test_the_ubi_sample(duckdb_engine, tmp_path):
         "position_base:demo_shop": 1,
         "position_base:generated": 0,
         "rows": 985 + 999 + 60 + 227 + 227,
+        "searches_without_items": 488,
     }
 
 
@@ -467,6 +540,15 @@ def test_times_of_every_kind(duckdb_engine, tmp_path, name):
     assert (
         own_rows(read(duckdb_engine, tmp_path / "work", path=str(tmp_path / "log.parquet"), **settings)) == EXPECTED_OWN
     )
+
+
+def test_a_text_file_is_read_alike_on_every_engine(engine, tmp_path):
+    rows = [{**row, "time": stamp.isoformat()} for row, stamp in zip(OWN, STAMPS, strict=True)]
+    lines = [",".join("" if cell is None else str(cell) for cell in row) for row in map(dict.values, rows)]
+    (tmp_path / "log.csv").write_text("\n".join([",".join(rows[0]), *lines]), encoding="utf-8")
+    raw = read(engine, tmp_path / "work", path=str(tmp_path / "log.csv"))
+    assert own_rows(raw) == EXPECTED_OWN
+    assert raw.notes == {"negative_positions": 1, "rows": 5, "rows_without_item": 1}
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".jsonl.gz", ".tsv"])
