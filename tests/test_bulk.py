@@ -190,6 +190,9 @@ def test_a_field_beyond_the_limit_and_outputs_that_cannot_be_written(scorer: Sco
     with pytest.raises(DataError, match="line 2: cannot be read as CSV"):
         score_table(config(long, tmp_path / "o.csv"), scorer)
     long.write_text('query,title\ntea,"' + "tea " * 250_000 + '"\n')
+    with pytest.raises(DataError, match=r"line 2, column 'title'.*has 999,999 characters, 100,000 are allowed"):
+        score_table(config(long, tmp_path / "o.csv"), scorer)
+    long.write_text('query,title\ntea,"' + "tea " * 25_000 + '"\n')
     assert score_table(config(long, tmp_path / "o.csv"), scorer).rows == 1
 
 

@@ -330,9 +330,7 @@ def test_a_title_of_a_megabyte_is_one_line_of_error_and_writes_nothing(
     assert not Path("made").exists()
 
 
-def test_a_long_title_is_scored_and_said_to_be_cut(
-    shop: Path, model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_long_title_is_scored_and_said_to_be_cut(shop: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("long.csv").write_text("item_id,title\n1," + "wireless " * 11_000 + "\n2,tea pot\n")
     found = ask_json(capsys, "score", "wireless", "--items", "long.csv", "--model", "model")
     assert {row["item_id"]: row["truncated"] for row in found["results"]} == {"1": True, "2": False}

@@ -120,7 +120,9 @@ class Table:
     def texts(self, column: str) -> list[str | None]:
         """A whole column as `text` gives its cells."""
         return [
-            (value.strip() or None) if type(value) is str and len(value) <= MAX_TEXT_CHARACTERS else self.text(row, column)
+            (value.strip() or None)
+            if type(value) is str and len(value) <= MAX_TEXT_CHARACTERS
+            else self.text(row, column)
             for row, value in enumerate(self.column(column))
         ]
 

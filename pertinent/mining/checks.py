@@ -18,7 +18,7 @@ from pertinent.errors import DataError
 from pertinent.mining.cells import TOO_LATE
 from pertinent.mining.engines import stage
 from pertinent.mining.formats import NEGATIVE
-from pertinent.mining.schema import CLICK, DAY, EVENTS, LEVEL_NUMBERS, LEVELS
+from pertinent.mining.schema import CLICK, DAILY_PAGES, DAY, EVENTS, LEVEL_NUMBERS, LEVELS
 from pertinent.mining.sessions import search_ids, sessions
 from pertinent.mining.sources import RawLog
 
@@ -75,11 +75,13 @@ class Checked:
     The user is "" where the log gave neither user nor session, and the session where it gave no user.
     An entry has ``check``, ``rows`` (that it found), ``action`` and ``example`` (text, or None where
     it found none). ``latest`` is the day after which times were impossible, None where there was no row.
+    ``pages`` is the table `schema.DAILY_PAGES` of the log, with the searches of rows that were dropped too.
     """
 
     events: ibis.Table
     counts: list[dict[str, object]]
     latest: int | None
+    pages: ibis.Table
 
 
 def check_events(
@@ -90,10 +92,12 @@ def check_events(
     gap_minutes: int,
     work: Path,
     known: Mapping[int, int] = MappingProxyType({}),
+    earlier: ibis.Table | None = None,
 ) -> Checked:
     """The rows that pass, with session and search ids filled (see `sessions`), and what each check found.
 
-    ``known`` has the rows of days that were mined before, which help to tell a wrong clock.
+    ``known`` has the rows of days that were mined before, which help to tell a wrong clock, and
+    ``earlier`` is their `schema.DAILY_PAGES`, by which an event is late as it would be in one log with them.
 
     Every check looks at all rows of the log, so a row that two checks find is counted by both. The
     last one, clicks without a view, looks at what is left: it adds the missing view, so that clicks
@@ -105,7 +109,8 @@ def check_events(
     work.mkdir(parents=True)
     entered = _with_ids(connection, raw.events, gap_minutes, work)
     latest = _latest(entered, config, known)
-    flagged = stage(connection, _flagged(connection, entered, items, config, latest, work), work / "flagged.parquet")
+    found = _flagged(connection, entered, items, config, latest, earlier, work)
+    flagged = stage(connection, found, work / "flagged.parquet")
     names = [name for name in CHECKS if name in flagged.columns]
     sums = flagged.agg(**{name: flagged[name].sum() for name in names}).to_pyarrow().to_pylist()[0]
     actions = config.plain()
@@ -115,7 +120,17 @@ def check_events(
     # Pages that name nobody were told apart by their ids; nobody is behind several of them from here on.
     kept = kept.mutate(user_id=kept.anonymous.ifelse("", kept.user_id))
     kept, entry = _with_views(connection, kept.select(*EVENTS, "file", "row"), config.clicks_without_view, work)
-    return Checked(kept.select(*EVENTS), [*counts, entry], latest)
+    return Checked(kept.select(*EVENTS), [*counts, entry], latest, _pages(flagged))
+
+
+def _pages(flagged: ibis.Table) -> ibis.Table:
+    timed = flagged.filter(~flagged.impossible_times)
+    pages = timed.group_by("day", search=_digest(timed.search_id)).agg(first=timed.time.min())
+    return pages.select(**{name: pages[name].cast(kind) for name, kind in DAILY_PAGES.items()})
+
+
+def _digest(search_id: ibis.expr.types.StringColumn) -> ibis.expr.types.StringValue:
+    return search_id.hexdigest("md5").substr(0, 16)
 
 
 def newest_believable(days: Mapping[int, int]) -> int | None:
@@ -170,6 +185,7 @@ def _flagged(
     items: ibis.Table | None,
     config: CheckConfig,
     latest: int | None,
+    earlier: ibis.Table | None,
     work: Path,
 ) -> ibis.Table:
     """The rows with a column for each check: whether it found the row."""
@@ -184,7 +200,7 @@ def _flagged(
         late=ibis.literal(False),
         unknown_items=ibis.literal(False),
     )
-    for name, found in _findings(events, items, config).items():
+    for name, found in _findings(events, items, config, earlier).items():
         found = stage(connection, found, work / f"{name}.parquet")
         if _count(found):
             check = name.partition("-")[0]
@@ -205,15 +221,16 @@ def _day(date: dt.date) -> int:
     return (date - dt.date(1970, 1, 1)).days
 
 
-def _findings(events: ibis.Table, items: ibis.Table | None, config: CheckConfig) -> dict[str, ibis.Table]:
+def _findings(
+    events: ibis.Table, items: ibis.Table | None, config: CheckConfig, earlier: ibis.Table | None
+) -> dict[str, ibis.Table]:
     """Keys of the rows that checks of more than one row find; ``since`` is the time after which they do."""
     known = events.filter(~events.no_user)
     days = known.group_by("user_id", "day").agg(rows=known.count(), clicks=(known.level >= CLICK).sum())
     many = (days.rows > config.events_per_day) | (days.clicks > config.clicks_per_day)
     visits = known.group_by("session_id").agg(rows=known.count())
-    timed = events.filter(~events.impossible_times)
-    pages = timed.group_by("search_id").agg(first=timed.time.min(), last=timed.time.max())
     late = config.late_days * DAY
+    pages = _searches(events.filter(~events.impossible_times), earlier)
     found = {
         "bots-day": days.filter(many).select("user_id", "day"),
         "bots-session": visits.filter(visits.rows > config.events_per_session).select("session_id"),
@@ -223,6 +240,18 @@ def _findings(events: ibis.Table, items: ibis.Table | None, config: CheckConfig)
         catalog = items.select(item_id=items.item_id.cast("string")).distinct()
         found["unknown_items"] = events.select("item_id").distinct().anti_join(catalog, "item_id")
     return found
+
+
+def _searches(timed: ibis.Table, earlier: ibis.Table | None) -> ibis.Table:
+    """When each search was first and last seen: ``search_id, first, last``; days that the log has are its own."""
+    pages = timed.group_by("search_id").agg(first=timed.time.min(), last=timed.time.max())
+    if earlier is None:
+        return pages
+    others = earlier.anti_join(timed.select("day").distinct(), "day")
+    before = others.group_by("search").agg(before=others["first"].min())
+    joined = pages.left_join(before, _digest(pages.search_id) == before.search)
+    first = (joined.before < joined["first"]).fill_null(False).ifelse(joined.before, joined["first"])
+    return joined.select("search_id", first=first, last=joined["last"])
 
 
 def _marked(events: ibis.Table, found: ibis.Table, check: str) -> ibis.Table:
@@ -270,18 +299,23 @@ def _with_views(
 ) -> tuple[ibis.Table, dict[str, Any]]:
     """The rows after the action on clicks without a view, and that check's entry.
 
-    An added view has the time, position and ids of the earliest row of its item on that page.
+    An added view has the time, position and ids of the earliest row of its item on that page. A page
+    that is used past midnight gets one on each day, as days are counted, replaced and dropped alone;
+    where it was viewed on an earlier day, that is nothing to tell.
     """
-    page = ["search_id", "query", "item_id"]
+    page = ["day", "search_id", "query", "item_id"]
     deeper = events.filter((events.level > VIEW) & (events["query"] != ""))
     views = events.filter(events.level == VIEW).select(page).distinct()
     alone = stage(connection, deeper.anti_join(views, page), work / "alone.parquet")
-    entry = _entry(alone, "clicks_without_view", _count(alone), action)
-    if not entry["rows"] or action == "keep":
+    told_of = alone if action == "drop" else alone.anti_join(views, page[1:])
+    entry = _entry(told_of, "clicks_without_view", _count(told_of), action)
+    if action == "keep":
         return events, entry
     if action == "drop":
         rest = events.filter((events.level <= VIEW) | (events["query"] == ""))
         return rest.union(deeper.semi_join(views, page), distinct=False), entry
+    if not _count(alone):
+        return events, entry
     content = [alone[c].asc(nulls_first=False) for c in ("time", *EVENTS) if c not in page]
     place = ibis.row_number().over(ibis.window(group_by=page, order_by=content))
     ranked = alone.mutate(place=place)

@@ -33,8 +33,8 @@ def page_items(events: Table) -> Table:
     """One row for an item on a result page: ``day, query, item_id, search_id, level, position``.
 
     ``level`` is the deepest thing that happened to it there that day, ``position`` the highest known
-    place of its views, or where none is known, of what came after them. Events outside of a search are left out. A page that
-    is used past midnight counts on both days.
+    place of its views, or where none is known, of what came after them. Events outside of a search are
+    left out. A page that is used past midnight counts on both days.
     """
     require(events, EVENTS, "page_items")
     shown = events.filter(events.query != "")

@@ -14,6 +14,7 @@ from pertinent.data.damage import refuse_damaged
 from pertinent.data.readers import read_table_parts
 from pertinent.errors import DataError, PertinentError
 from pertinent.mining.checks import Checked, check_events
+from pertinent.mining.engines import read_parquet
 from pertinent.mining.readers import read_log
 from pertinent.mining.schema import CLICK
 from pertinent.mining.sources import RawLog, files_of, sentence
@@ -32,27 +33,32 @@ _QUERY_FIXES = {
 }
 
 
-def read_events(stages: Stages, config: MineConfig, known: Mapping[int, int]) -> dict[str, Any]:
+def read_events(stages: Stages, config: MineConfig, known: Mapping[int, int], earlier: Path | None) -> dict[str, Any]:
     """What was met in the log (notes, also told as sentences; checks, and the latest possible day).
 
-    Its events go to ``events.parquet``.
+    Its events go to ``events.parquet``, and when its searches were first seen to ``new_pages.parquet``;
+    ``earlier`` is the table of the latter for the days ``known``.
     """
     with stages.step("log read and checked"):
         if not stages.has("log.json"):
             items = _item_ids(stages, config)
             with _broken_files_named(config):
-                _read_new(stages, config, items, known)
+                _read_new(stages, config, items, known, earlier)
         log: dict[str, Any] = stages.json("log", dict)
     return log
 
 
-def _read_new(stages: Stages, config: MineConfig, items: Table | None, known: Mapping[int, int]) -> None:
+def _read_new(
+    stages: Stages, config: MineConfig, items: Table | None, known: Mapping[int, int], earlier: Path | None
+) -> None:
     raw_files = stages.folder / "raw"
     raw_files.mkdir(exist_ok=True)
     raw = read_log(stages.connection, config.log, items, raw_files)
     gap = config.sessions.gap_minutes
-    checked = check_events(stages.connection, raw, items, config.checks, gap, raw_files, known)
+    pages = None if earlier is None else read_parquet(stages.connection, earlier)
+    checked = check_events(stages.connection, raw, items, config.checks, gap, raw_files, known, pages)
     stages.table("events", lambda: checked.events, [])
+    stages.table("new_pages", lambda: checked.pages, [])
     found = {"notes": raw.notes, "told": raw.warnings(), "checks": checked.counts, "latest": checked.latest}
     found["warnings"] = _log_warnings(raw, checked) + _no_query_warning(config, checked)
     stages.json("log", lambda: found)

@@ -34,7 +34,7 @@ from pertinent.mining.neighbors import Coverage, small_log_warning  # noqa: E402
 from pertinent.mining.report import report_numbers, report_page  # noqa: E402
 from pertinent.mining.settings import KIND, NOT_PLANNED, NOT_RECORDED, STEPS, TABLES, MineConfig, Mined  # noqa: E402
 from pertinent.mining.stages import Stages, work_folder  # noqa: E402
-from pertinent.mining.updates import behind, by_day, known_days, same_positions, update_base  # noqa: E402
+from pertinent.mining.updates import behind, by_day, known_days, known_pages, same_positions, update_base  # noqa: E402
 
 __all__ = ["KIND", "TABLES", "MineConfig", "input_digests", "mine", "read_mined"]
 _log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 def mine(config: MineConfig) -> Artifact:
     """The artifact of kind ``mined`` made from a log; with ``update`` its days are added to those it has.
 
-    What stands at ``out`` stays as it is until everything is made, and is then replaced in one rename.
+    What stands at ``out`` stays as it is until everything is made, and is then replaced in one step.
     A run that was killed goes on after its last complete step when it is started again.
     Raises DataError that names file and row of broken input, ArtifactError where ``out`` is something else.
     """
@@ -61,7 +61,7 @@ def mine(config: MineConfig) -> Artifact:
     with _memory_named(config), work_folder(behind(out), plan) as work:
         with open_engine(config.engine, work) as connection, Stages(connection, work, STEPS, config.progress) as stages:
             known = known_days(base)
-            log = read_events(stages, config, known)
+            log = read_events(stages, config, known, known_pages(base))
             log["notes"] = same_positions(config, base, log["notes"])
             run, changed = by_day(stages, config, base, known, log)
             derive(run)

@@ -66,6 +66,13 @@ DAILY_SEARCHES = {
     "clicks": "int64",  # items clicked on them, an item once a page
 }
 
+# When a search was first seen on a day, whatever the checks said of its rows: what tells late events in an update.
+DAILY_PAGES = {
+    "day": "int32",
+    "search": "string",  # a digest of the search id
+    "first": "int64",  # microseconds since 1970, UTC
+}
+
 # What a day of the log holds, with one column a level.
 DAYS = {
     "day": "int32",

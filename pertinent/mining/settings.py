@@ -36,6 +36,7 @@ TABLES: dict[str, list[str]] = {
     "daily_positions": ["day", "query", "item_id", "position"],
     "daily_searches": ["day", "query"],
     "daily_actions": ["day", "user_id", "time", "query", "item_id", "level", "position"],
+    "daily_pages": ["day", "search"],
     "clicks": ["query", "item_id"],
     "queries": ["query"],
     "positions": ["position"],

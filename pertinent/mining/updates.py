@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import pyarrow.parquet as pq
 
@@ -53,6 +53,11 @@ def update_base(config: MineConfig, out: Path) -> Artifact | None:
         return None
     base = open_artifact(out, KIND)
     _refuse_others(config, MineConfig.build({**base.config, "out": config.out}, source=f"{out}: its settings"))
+    if not known_pages(base).exists():
+        raise ConfigError(
+            f"{out}: was made by an earlier version, which did not keep when each search was first seen; mine the "
+            "whole log again without update"
+        )
     return base
 
 
@@ -112,6 +117,15 @@ def known_days(base: Artifact | None) -> dict[int, int]:
     return dict(zip(days["day"].to_pylist(), days["events"].to_pylist(), strict=True))
 
 
+@overload
+def known_pages(base: Artifact) -> Path: ...
+@overload
+def known_pages(base: Artifact | None) -> Path | None: ...
+def known_pages(base: Artifact | None) -> Path | None:
+    """The table of an artifact that says when each search was first seen on each day."""
+    return None if base is None else base.path / "daily_pages.parquet"
+
+
 def by_day(
     stages: Stages, config: MineConfig, base: Artifact | None, known: Mapping[int, int], log: dict[str, Any]
 ) -> tuple[Mined, list[str]]:
@@ -130,12 +144,14 @@ def by_day(
         log["checks"].append(_expired(new, until - config.kept_days))
         run = Mined(stages, config, {}, until)
         pages = stages.table("pages", lambda: page_items(events), [])
+        seen = read_parquet(stages.connection, stages.folder / "new_pages.parquet")
         makers: dict[str, Callable[[], Table]] = {
             "days": lambda: day_volumes(events),
             "daily": lambda: daily_counts(pages),
             "daily_positions": lambda: daily_positions(pages),
             "daily_searches": lambda: daily_searches(pages),
             "daily_actions": lambda: daily_actions(events, config.sequences.min_level),
+            "daily_pages": lambda: seen.filter(seen.day.isin(days)),
         }
         for name, make in makers.items():
             run.add(name, partial(_updated, run, base, name, make, days))

@@ -259,9 +259,9 @@ def test_ids_stay_text_when_a_table_made_them_numbers(tmp_path):
 
 def test_a_long_title_is_read_and_one_of_a_megabyte_is_refused(file):
     assert len(read_items(file("item_id,title\n1," + "x" * 100_000 + "\n"))[0].title) == 100_000
-    with pytest.raises(DataError, match="line 2, column 'title', .* has 1,000,000 characters, 100,000 are allowed"):
+    with pytest.raises(DataError, match=r"line 2, column 'title', .* has 1,000,000 characters, 100,000 are allowed"):
         read_items(file("item_id,title\n1," + "x" * 1_000_000 + "\n"))
-    with pytest.raises(DataError, match="column 'query', .* has 100,001 characters, 100,000 are allowed"):
+    with pytest.raises(DataError, match=r"column 'query', .* has 100,001 characters, 100,000 are allowed"):
         read_judgments(file("query,title,grade\n" + "x" * 100_001 + ",tea,1\n"))
     assert len(read_items(file("item_id,title,description\n1,x," + "x" * 200_000 + "\n"))) == 1
 

@@ -316,7 +316,10 @@ def test_whatever_is_clicked_on_a_page_was_shown_there(duckdb_engine, tmp_path, 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_checked_rows_pass_the_checks(duckdb_engine, tmp_path, seed):
-    checked = check(duckdb_engine, tmp_path / "a", noisy(seed), items=("b-1", "b-2"), late="keep")
+    # One query a page, as views that are added to a page with two at one moment are the same event again.
+    pages = {"tv": "t", "TV ": "t", "größe": "g"}
+    rows = [(*r[:2], r[2] and r[2] + pages.get(r[3], "t"), *r[3:]) for r in noisy(seed)]
+    checked = check(duckdb_engine, tmp_path / "a", rows, items=("b-1", "b-2"), late="keep")
     names = {number: name for name, number in LEVEL_NUMBERS.items()}
     columns = ("user_id", "session_id", "search_id", "query", "item_id", "level", "position", "time")
     again = [(*r[:5], names[r[5]], r[6], r[7] // 1_000_000, None, None) for r in events(checked, *columns)]
