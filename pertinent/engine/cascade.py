@@ -35,8 +35,13 @@ def best_first(scores: NDArray[np.floating], *ties: NDArray[np.floating]) -> Row
     >>> best_first(np.array([1.0, 2.0, 1.0]), np.array([0.0, 0.0, 5.0])).tolist()
     [1, 2, 0]
     """
-    keys = [np.arange(len(scores)), *(-np.asarray(tie, dtype=np.float64) for tie in reversed(ties))]
-    return np.lexsort([*keys, -np.asarray(scores, dtype=np.float64)]).astype(np.int64)
+    lowest_first = -np.asarray(scores, dtype=np.float64)
+    order = np.argsort(lowest_first, kind="stable")
+    ordered = lowest_first[order]
+    if not ties or (ordered[1:] > ordered[:-1]).all():
+        return order.astype(np.int64, copy=False)
+    # Also where scores are not numbers. Equal rows keep their order: the sort is a stable one.
+    return np.lexsort([*(-np.asarray(tie, dtype=np.float64) for tie in reversed(ties)), lowest_first]).astype(np.int64)
 
 
 def keep_relevant(

@@ -256,7 +256,8 @@ def reply(
     if body.fuse is not None and ranking is not None:
         # Normalized among those that stay: what was filtered out has no say in the order.
         scores[chosen], levels = _fused(body.fuse, relevance, ranking, chosen, served)
-    ties = [relevance[chosen]] + ([] if retrieval is None else [retrieval[chosen]])
+    # Without fusion the scores are the relevance, which cannot break its own ties.
+    ties = [each[chosen] for each in (None if body.fuse is None else relevance, retrieval) if each is not None]
     order = chosen[best_first(scores[chosen], *ties)]
     if body.top is not None:
         order = order[: body.top]
@@ -378,7 +379,8 @@ def _found(body: RelevanceBody, served: Served, limits: Limits) -> Rows:
         given = _unpacked(given, field, limits)
     check_documents(len(given), limits, field)
     if field == "item_ids":
-        return served.index.find(list(map(str, _listed(given))))
+        assert served.ids is not None
+        return served.ids.find(_listed(given))
     try:
         rows = np.asarray(given, dtype=np.int64)
     except OverflowError:  # no index is that long
@@ -466,7 +468,7 @@ def _ids(body: RelevanceBody, index: Rows) -> list[int | str]:
         return list(index.tolist())
     if isinstance(given, str):
         given = np.frombuffer(base64.b64decode(given), dtype="<i4").tolist()
-    return [given[place] for place in index.tolist()]
+    return list(map(given.__getitem__, index.tolist()))
 
 
 def _explained(

@@ -21,6 +21,7 @@ from pertinent.engine.behavior import BehaviorScorer
 from pertinent.engine.cache import score_stamp
 from pertinent.engine.hot_pairs import HotPairs
 from pertinent.engine.index import ItemIndex
+from pertinent.engine.recent_ids import RecentIds
 from pertinent.engine.scorer import Scorer
 from pertinent.errors import ArtifactError, ConfigError, PertinentError
 from pertinent.folders import model_folder
@@ -119,6 +120,10 @@ class Served:
     neighbors: Neighbors | None = None
     states: Ragged | None = None  # of the items of the index, where the model scores from them
     loaded: float = field(default_factory=time.time)
+    ids: RecentIds | None = field(init=False, repr=False, compare=False)  # of the index
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", None if self.index is None else RecentIds(self.index))
 
     @property
     def version(self) -> str:
