@@ -27,6 +27,11 @@ DAY = 86_400
 MINED_QUERIES = "queries.parquet"
 MINED_PAIRS = "clicks.parquet"
 _SEARCH_IDS = ("search_id", "session_id")
+_ALONE = (
+    "%s: %s of %s rows with a query have no search_id, no session_id and no user_id with a time, so each of these rows "
+    "counts as a search, and queries with many results count more; right where a row is a search, else name one "
+    "of them with --log-columns YOURS=search_id"
+)
 _log = logging.getLogger(__name__)
 
 
@@ -104,10 +109,11 @@ def query_counts(
 ) -> Counter[str]:
     """How often each query was asked, from a log or from a folder that ``pertinent mine`` made.
 
-    A log has ``query``; rows of one ``search_id``, or of one ``session_id`` and query, are one search, and
-    where it has neither, rows of one ``user_id``, query and ``time``; without those every row counts, with
-    a warning. With ``time`` and ``days``, only the last days before its newest row count; ``zone`` is that
-    of times that name none. ``each_pair`` is called with the query and ``item_id`` of each row that has both.
+    A log has ``query``; rows of one ``search_id`` are one search, as are those of one ``session_id`` and query
+    where the first is empty, and of one ``user_id``, query and ``time`` where both are. A row without any of
+    them counts as a search, with a warning. With ``time`` and ``days``, only the last days before its newest
+    row count; ``zone`` is that of times that name none. ``each_pair`` is called with the query and ``item_id``
+    of each row that has both.
     Raises DataError for a time that is none, or is in no zone.
     """
     path = Path(path)
@@ -115,11 +121,10 @@ def query_counts(
         return _mined_counts(path, each_pair)
     by_day: dict[int, Counter[str]] = {}
     seen: set[bytes] = set()
-    told = False
+    asked = alone = 0
     for table in read_table_parts(path, rows, rename):
         if not table.has("query"):
             raise table.missing("query", flag="--log-columns")
-        told = told or _told_of_rows(path, table)
         queries = table.texts("query")
         items = table.texts("item_id") if table.has("item_id") else [None] * len(table)
         days_of = _days(table, zone) if days is not None and table.has("time") else [0] * len(table)
@@ -128,13 +133,18 @@ def query_counts(
                 continue  # an event outside of a search
             if item_id is not None:
                 each_pair(query, item_id)
-            if search is not None:
-                if search in seen:
-                    continue
+            asked += 1
+            if search is None:
+                alone += 1
+            elif search in seen:
+                continue
+            else:
                 seen.add(search)
             by_day.setdefault(day, Counter())[query] += 1
     if not by_day:
         raise DataError("no row has a query", path=path, fix="name the column with --log-columns YOURS=query")
+    if alone:
+        _log.warning(_ALONE, path, f"{alone:,}", f"{asked:,}")
     first = max(by_day) - days if days is not None else min(by_day) - 1
     total: Counter[str] = Counter()
     for day in sorted(by_day):
@@ -181,13 +191,10 @@ def _mined_table(artifact: Artifact, name: str) -> Iterator[Table]:
 
 def _searches(table: Table, queries: Sequence[str | None]) -> list[bytes | None]:
     """What tells one search from another, or None for each row where nothing does."""
-    pages = _pages(table)
-    if pages is None:
-        return [None] * len(table)
     keys: list[bytes | None] = []
     last: tuple[str | None, str | None] = (None, None)
     digest: bytes | None = None
-    for own, query in zip(pages, queries, strict=True):
+    for own, query in zip(_pages(table), queries, strict=True):
         if (own, query) != last:
             text = f"{own}\n{query}".encode("utf-8", "replace")
             digest = None if own is None else hashlib.blake2b(text, digest_size=8).digest()
@@ -196,27 +203,18 @@ def _searches(table: Table, queries: Sequence[str | None]) -> list[bytes | None]
     return keys
 
 
-def _pages(table: Table) -> Sequence[str | None] | None:
-    """What rows of one search share beside the query; None where the log has nothing that says it."""
-    name = next((name for name in _SEARCH_IDS if table.has(name)), None)
-    if name is not None:
-        return table.texts(name)
-    if not table.has("time"):
-        return None
-    users = table.texts("user_id") if table.has("user_id") else [None] * len(table)
-    return [None if time is None else f"{user}\n{time}" for user, time in zip(users, table.column("time"), strict=True)]
-
-
-def _told_of_rows(path: Path, table: Table) -> bool:
-    """Whether it had to be told that every row of a log counts as a search."""
-    if any(table.has(name) for name in (*_SEARCH_IDS, "time")):
-        return False
-    _log.warning(
-        "%s: has none of search_id, session_id and time, so each of its rows counts as a search, and queries with "
-        "many results count more; name one of them with --log-columns YOURS=search_id",
-        path,
-    )
-    return True
+def _pages(table: Table) -> Iterator[str | None]:
+    """What rows of one search share beside the query, each with its kind; None for a row that has nothing."""
+    absent = [None] * len(table)
+    names = (*_SEARCH_IDS, "user_id")
+    searches, sessions, users = (table.texts(name) if table.has(name) else absent for name in names)
+    for search, session, user, time in zip(searches, sessions, users, table.column_or_none("time"), strict=True):
+        if search is not None:
+            yield f"search {search}"
+        elif session is not None:
+            yield f"session {session}"
+        else:
+            yield None if user is None or time in (None, "") else f"user {user}\n{time}"
 
 
 def _days(table: Table, zone: tzinfo | None) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -189,11 +190,33 @@ def test_a_result_page_counts_once_also_without_ids_of_search_and_session(
     ):
         pq.write_table(pa.table({name: list(columns[name]) for name in names}), tmp_path / "log.parquet")
         counts[len(names), "time" in names] = query_counts(tmp_path / "log.parquet", 7, {}, None, lambda q, i: None)
-        assert ("each of its rows counts as a search" in caplog.text) == ("time" not in names)
-    assert counts[4, True] == Counter({"größe 42": 3, "usb-c": 2})
-    assert counts[3, True] == Counter({"größe 42": 2, "usb-c": 1})  # who asked is not known
-    assert counts[3, False] == Counter({"größe 42": 41, "usb-c": 3})
-    assert caplog.text.count("each of its rows") == 1
+    assert counts[4, True] == Counter({"größe 42": 3, "usb-c": 3})  # nobody knows who asked twice
+    assert counts[3, True] == counts[3, False] == Counter({"größe 42": 41, "usb-c": 3})
+    told = [record.getMessage() for record in caplog.records]
+    assert [re.findall(r": (\S+) of (\S+) rows with a query have no search_id", text) for text in told] == [
+        [("2", "44")],
+        [("44", "44")],
+        [("44", "44")],
+    ]
+
+
+def test_a_log_of_one_row_a_search_counts_each_row(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"query": "größe 42", "time": "2026-11-02T00:00:00Z"}] * 30
+    assert query_counts(write_log(tmp_path / "log.jsonl", rows), 7, {}, 365, lambda q, i: None) == {"größe 42": 30}
+    assert caplog.text.count("each of these rows counts as a search") == 1
+
+
+def test_the_first_filled_id_of_a_row_says_which_search_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ids = ["p,s,u,1", "p,t,v,2", ",s,u,3", ",s,v,4", ",,u,5", ",,u,5", ",,v,5", ",,p,", ",,p,", ",,,5"]
+    lines = ["query,search_id,session_id,user_id,time", *(f"usb-c,{row}" for row in ids), ",,,,6"]
+    (tmp_path / "log.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    counts = query_counts(tmp_path / "log.csv", 3, {}, None, lambda q, i: None)
+    assert counts == {"usb-c": len(["p", "s", "u at 5", "v at 5", *ids[-3:]])}
+    assert "3 of 10 rows with a query have no search_id" in caplog.text
+    ids = ["p,s,u,1", ",s,u,2"]  # all rows are told apart: no warning
+    (tmp_path / "log.csv").write_text("\n".join([lines[0], *(f"usb-c,{row}" for row in ids)]) + "\n", encoding="utf-8")
+    assert query_counts(tmp_path / "log.csv", 3, {}, None, lambda q, i: None) == {"usb-c": 2}
+    assert caplog.text.count("rows with a query") == 1
 
 
 def test_a_mined_folder_gives_its_query_counts(settings: dict[str, Any], tmp_path: Path) -> None:
