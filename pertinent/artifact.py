@@ -85,7 +85,7 @@ def write_artifact(
     dated: bool = True,
     replaces: str | None = None,
 ) -> Iterator[Path]:
-    """A fresh folder to fill; on leaving the block it becomes ``path`` in one rename.
+    """A fresh folder to fill; on leaving the block it becomes ``path`` in one step, see `swap`.
 
     An artifact of the same kind that stood at ``path`` is replaced; anything else there is refused,
     see `refuse_foreign`. Where ``path`` is a link to a folder, that folder is written and the link
