@@ -119,7 +119,8 @@ def check_events(
     kept = flagged.filter(~ibis.or_(*[flagged[name] for name in dropped])) if dropped else flagged
     # Pages that name nobody were told apart by their ids; nobody is behind several of them from here on.
     kept = kept.mutate(user_id=kept.anonymous.ifelse("", kept.user_id))
-    kept, entry = _with_views(connection, kept.select(*EVENTS, "file", "row"), config.clicks_without_view, work)
+    seen = _searches(flagged.filter(~flagged.impossible_times), earlier)
+    kept, entry = _with_views(connection, kept.select(*EVENTS, "file", "row"), seen, config.clicks_without_view, work)
     return Checked(kept.select(*EVENTS), [*counts, entry], latest, _pages(flagged))
 
 
@@ -295,19 +296,19 @@ def _repeated(connection: ibis.BaseBackend, events: ibis.Table, keys: list[str],
 
 
 def _with_views(
-    connection: ibis.BaseBackend, events: ibis.Table, action: str, work: Path
+    connection: ibis.BaseBackend, events: ibis.Table, seen: ibis.Table, action: str, work: Path
 ) -> tuple[ibis.Table, dict[str, Any]]:
     """The rows after the action on clicks without a view, and that check's entry.
 
     An added view has the time, position and ids of the earliest row of its item on that page. A page
     that is used past midnight gets one on each day, as days are counted, replaced and dropped alone;
-    where it was viewed on an earlier day, that is nothing to tell.
+    where its search was ``seen`` (`_searches`) on an earlier day, that is nothing to tell.
     """
     page = ["day", "search_id", "query", "item_id"]
     deeper = events.filter((events.level > VIEW) & (events["query"] != ""))
     views = events.filter(events.level == VIEW).select(page).distinct()
     alone = stage(connection, deeper.anti_join(views, page), work / "alone.parquet")
-    told_of = alone if action == "drop" else alone.anti_join(views, page[1:])
+    told_of = alone if action == "drop" else _begun_that_day(alone, seen)
     entry = _entry(told_of, "clicks_without_view", _count(told_of), action)
     if action == "keep":
         return events, entry
@@ -323,6 +324,14 @@ def _with_views(
     view = ibis.literal(VIEW, "int32").cast("int8")
     added = ranked.filter(ranked.place == 0).mutate(level=view).select(*events.columns)
     return events.union(added, distinct=False), entry
+
+
+def _begun_that_day(rows: ibis.Table, seen: ibis.Table) -> ibis.Table:
+    """The rows whose search was not seen on an earlier day."""
+    begun = seen.select(begun="search_id", since=seen["first"])
+    joined = rows.left_join(begun, rows.search_id == begun.begun)
+    earlier = ((joined.since / DAY).floor().cast("int32") < joined.day).fill_null(False)
+    return joined.filter(~earlier).select(*rows.columns)
 
 
 def _count(table: ibis.Table) -> int:

@@ -12,6 +12,8 @@ import pyarrow as pa
 
 from pertinent.data.damage import refuse_damaged
 from pertinent.data.readers import read_table_parts
+from pertinent.data.tables import MAX_TEXT_CHARACTERS
+from pertinent.data.tables import Table as Rows
 from pertinent.errors import DataError, PertinentError
 from pertinent.mining.checks import Checked, check_events
 from pertinent.mining.engines import read_parquet
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     from pertinent.mining.stages import Stages
 
 _CHUNK = 100_000
+REUSED_IDS = (
+    "if search ids begin anew in each session or day, other searches are taken for one; map search_id only where it "
+    "is unique in the whole log, such as with the session in it, or leave the column out"
+)
 # What to do about a log without queries, where it is not to say which part of an address holds them.
 _QUERY_FIXES = {
     "table": "name its column (--columns yours=query)",
@@ -60,7 +66,8 @@ def _read_new(
     stages.table("events", lambda: checked.events, [])
     stages.table("new_pages", lambda: checked.pages, [])
     found = {"notes": raw.notes, "told": raw.warnings(), "checks": checked.counts, "latest": checked.latest}
-    found["warnings"] = _log_warnings(raw, checked) + _no_query_warning(config, checked)
+    of_late = _late_warning(config, raw, checked)
+    found["warnings"] = _log_warnings(raw, checked) + of_late + _no_query_warning(config, checked)
     stages.json("log", lambda: found)
     shutil.rmtree(raw_files)
 
@@ -81,6 +88,17 @@ def _log_warnings(raw: RawLog, checked: Checked) -> list[str]:
         fix = "give views the search_id, or the user, session and query, of their clicks"
     meaning = "click-through is 1 everywhere, neighbors and position curve mean nothing"
     return [*warnings, f"{problem}: {meaning}; {fix}"]
+
+
+def _late_warning(config: MineConfig, raw: RawLog, checked: Checked) -> list[str]:
+    """A warning where so many rows are late that ids of searches must be used again."""
+    late = next(int(str(entry["rows"])) for entry in checked.counts if entry["check"] == "late")
+    if late * 20 <= raw.notes["rows"]:
+        return []
+    return [
+        f"{late:,} of {raw.notes['rows']:,} rows are more than {config.checks.late_days} days after the first event of "
+        f"their search ({config.checks.late}): {REUSED_IDS}"
+    ]
 
 
 def _no_query_warning(config: MineConfig, checked: Checked) -> list[str]:
@@ -131,8 +149,16 @@ def _catalog_ids(path: str, rename: Mapping[str, str]) -> pa.Table:
     for part in read_table_parts(path, _CHUNK, rename):
         if not part.has("item_id"):
             raise part.missing("item_id", flag="--item-columns")
+        _refuse_long_titles(part)
         ids += part.need_texts("item_id")
     return pa.table({"item_id": pa.array(ids, pa.string())})
+
+
+def _refuse_long_titles(part: Rows) -> None:
+    """Raise DataError for a title that no other command would read, as the catalog is theirs too."""
+    for row, title in enumerate(part.column_or_none("title")):
+        if isinstance(title, str) and len(title) > MAX_TEXT_CHARACTERS:
+            part.text(row, "title")
 
 
 def judged_queries(config: MineConfig) -> list[str]:

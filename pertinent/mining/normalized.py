@@ -6,7 +6,8 @@ from pathlib import Path
 
 import ibis
 
-from pertinent.errors import need
+from pertinent.data.tables import MAX_TEXT_CHARACTERS
+from pertinent.errors import DataError, need
 from pertinent.mining.engines import ROWS, read_parquet, stage
 from pertinent.text import normalize
 
@@ -15,10 +16,11 @@ def with_normalized_queries(connection: ibis.BaseBackend, table: ibis.Table, wor
     """The table with ``query`` as `pertinent.text.normalize` gives it, "" for none.
 
     The distinct texts go through Python in parts and are joined back, so the one normalizer serves
-    every engine and memory holds a part at a time.
+    every engine and memory holds a part at a time. Raises DataError for a query of more than 100,000 characters.
     """
     pa, pq = need("pyarrow", "logs"), need("pyarrow.parquet", "logs")
-    stage(connection, table.filter(table.query.notnull()).select("query").distinct(), work / "queries.parquet")
+    texts = table.filter(table.query.notnull()).select("query").distinct()
+    _refuse_long(table, stage(connection, texts, work / "queries.parquet"))
     schema = pa.schema([("raw", pa.string()), ("normalized", pa.string())])
     with pq.ParquetWriter(work / "normalized.parquet", schema) as writer:
         source = work / "queries.parquet"
@@ -31,4 +33,22 @@ def with_normalized_queries(connection: ibis.BaseBackend, table: ibis.Table, wor
     joined = table.left_join(known, table.query == known.raw)
     return joined.select(
         *[joined.normalized.fill_null("").name(c) if c == "query" else joined[c] for c in table.columns]
+    )
+
+
+def _refuse_long(table: ibis.Table, texts: ibis.Table) -> None:
+    """Raise DataError that names the first row of the table whose query is too long; ``texts`` are its queries."""
+    longest = texts.agg(longest=texts.query.length().max()).to_pyarrow()["longest"][0].as_py() or 0
+    if longest <= MAX_TEXT_CHARACTERS:
+        return
+    long = table.filter(table.query.length() > MAX_TEXT_CHARACTERS)
+    found = long.select("file", "row", length=long.query.length(), start=long.query.substr(0, 60))
+    first = found.order_by("file", "row").limit(1).to_pyarrow().to_pylist()[0]
+    raise DataError(
+        f"has {first['length']:,} characters, {MAX_TEXT_CHARACTERS:,} are allowed",
+        path=first["file"],
+        line=first["row"],
+        column="query",
+        value=first["start"],
+        fix="shorten it; this may be a quote that is not closed",
     )

@@ -21,9 +21,11 @@ from pertinent.mining.daily import (
     day_volumes,
     keep_days,
     page_items,
+    replace_days,
     update_days,
 )
 from pertinent.mining.engines import read_parquet
+from pertinent.mining.intake import REUSED_IDS
 from pertinent.mining.report import day_name
 from pertinent.mining.settings import KIND, MineConfig, Mined
 
@@ -144,17 +146,16 @@ def by_day(
         log["checks"].append(_expired(new, until - config.kept_days))
         run = Mined(stages, config, {}, until)
         pages = stages.table("pages", lambda: page_items(events), [])
-        seen = read_parquet(stages.connection, stages.folder / "new_pages.parquet")
         makers: dict[str, Callable[[], Table]] = {
             "days": lambda: day_volumes(events),
             "daily": lambda: daily_counts(pages),
             "daily_positions": lambda: daily_positions(pages),
             "daily_searches": lambda: daily_searches(pages),
             "daily_actions": lambda: daily_actions(events, config.sequences.min_level),
-            "daily_pages": lambda: seen.filter(seen.day.isin(days)),
         }
         for name, make in makers.items():
             run.add(name, partial(_updated, run, base, name, make, days))
+        run.add("daily_pages", partial(_updated_pages, run, base, log["latest"]))
     return run, [*_shrunk(new, known), *_all_old(new, until, config.kept_days)]
 
 
@@ -167,6 +168,17 @@ def _updated(run: Mined, base: Artifact | None, name: str, make: Callable[[], Ta
     if old is None:
         return keep_days(make(), run.until_day, run.config.kept_days)
     return update_days(old, make(), days, run.until_day, run.config.kept_days)
+
+
+def _updated_pages(run: Mined, base: Artifact | None, latest: int) -> Table:
+    """The table `schema.DAILY_PAGES` after this log, also of days on which no event passed the checks."""
+    new = read_parquet(run.stages.connection, run.stages.folder / "new_pages.parquet")
+    old = _old(run.stages, base, "daily_pages")
+    if old is not None:
+        new = replace_days(old, new, new.select("day").distinct().to_pyarrow()["day"].to_pylist())
+    # A newest day of which everything was dropped is none of the days that are counted.
+    until = max(run.until_day, latest + 1)
+    return keep_days(new, until, until - run.until_day + run.config.kept_days)
 
 
 def _until(config: MineConfig, new: Mapping[int, int], known: Mapping[int, int], latest: int) -> int:
@@ -210,6 +222,8 @@ def _nothing_left(log: Mapping[str, Any]) -> DataError:
         fix = "its rows are no search events of this layout: see --format and --columns"
     elif set(counts) == {"unknown_items"}:
         fix = "the catalog has none of the log's items: give the catalog of this log with --items and --item-columns"
+    elif max(counts, key=lambda check: counts[check]) == "late":
+        fix = REUSED_IDS
     else:
         fix = "see the settings under checks (a last day of very few rows counts only where checks.latest names it)"
     return DataError(f"the log has no event that passes the checks{told}", fix=fix)

@@ -149,6 +149,32 @@ def test_clicks_without_a_view_can_be_dropped(duckdb_engine, tmp_path):
     assert "q" not in {search for (search,) in events(checked, "search_id")}
 
 
+def test_a_click_on_a_page_of_an_earlier_day_gets_a_view_and_is_not_told(engine, tmp_path):
+    before, day = [row(search="old"), row(search="new", item="b-9", after=DAY)], DAY + 60
+    rows = [row(search=page, item=item, level="click", after=day) for page in ("old", "new") for item in ("b-1", "b-2")]
+    whole = check(engine, tmp_path / "a", before + rows)
+    assert found(whole) == {"clicks_without_view": 2}  # those on the page that began on their day
+    earlier = check(engine, tmp_path / "b", before[:1]).pages
+    raw = enter(engine, tmp_path / "c", [*before[1:], *rows])
+    checked = check_events(engine, raw, None, CheckConfig(), 30, tmp_path / "c" / "work", earlier=earlier)
+    assert found(checked) == found(whole)
+    names = ("search_id", "item_id", "level", "time")
+    assert events(checked, *names) == [event for event in events(whole, *names) if event[-1] >= (START + DAY) * 10**6]
+    assert len(events(checked, *names)) == 9
+
+
+def test_a_query_that_no_other_command_would_read_is_refused(engine, tmp_path):
+    rows = [row(query="größe " * 16_666 + "tv, x"), row(query="ü" * 100_001), row(query="ü" * 100_002)]
+    longest = check(engine, tmp_path / "a", [row(query="ü" * 100_000), row(query=None, item="b-2")])
+    assert len(events(longest, "query")) == 2
+    with pytest.raises(DataError, match=r"log\.parquet: row 1, column 'query', value 'größe.* has 100,001 characters"):
+        enter(engine, tmp_path / "b", rows)
+    with pytest.raises(
+        DataError, match=r"row 2, column 'query', value 'üü.* has 100,001 characters, 100,000 are allow"
+    ):
+        enter(engine, tmp_path / "c", [row(), *rows[1:]])
+
+
 def test_negatives_cannot_be_kept():
     with pytest.raises(ConfigError, match="negatives"):
         CheckConfig.build({"negatives": "keep"})

@@ -280,6 +280,57 @@ def test_days_one_by_one_equal_the_whole_log_where_pages_cross_midnight_and_paym
         assert rows_of(shop / "mined", name) == rows_of(shop / "whole", name), name
 
 
+def in_whole_and_in_parts(shop: Path, parts: list[Rows], **changes: Any) -> None:
+    """Mine the parts one by one into "mined", and all at once into "whole"."""
+    for number, rows in enumerate([*parts, [row for part in parts for row in part]]):
+        write_log(shop / f"part-{number}.parquet", rows)
+        whole = number == len(parts)
+        mine(settings(f"part-{number}.parquet", "whole" if whole else "mined", update=not whole, **changes))
+
+
+@pytest.mark.parametrize("newest", [False, True])
+def test_a_search_that_began_with_dropped_rows_is_as_old_in_an_update(shop: Path, newest: bool) -> None:
+    view = {**day_rows(1)[0], "search_id": "s", "level": "view", "item_id": "unknown"}
+    pay = {**view, "item_id": ITEMS[0], "level": "pay", "time": view["time"] + 3 * DAY + 1}
+    first = day_rows(0, searches=5) + [view] + ([] if newest else day_rows(2))
+    in_whole_and_in_parts(shop, [first, [*day_rows(4), pay]], checks={"late_days": 2})
+    assert checks_of(shop / "whole")["late"] == checks_of(shop / "mined")["late"] == 1
+    for name in TABLES:
+        assert rows_of(shop / "mined", name) == rows_of(shop / "whole", name), name
+
+
+@pytest.mark.parametrize("action", ["refuse", "keep"])
+def test_a_click_after_midnight_is_no_click_without_view_in_an_update_either(shop: Path, action: str) -> None:
+    page = {**day_rows(0)[0], "search_id": "s"}
+    midnight = (FIRST + 1) * DAY
+    view, click = ({**page, "level": level, "time": midnight + wait} for level, wait in (("view", -5), ("click", 5)))
+    changes = {"checks": {"clicks_without_view": action}}
+    in_whole_and_in_parts(shop, [[*day_rows(0), view], [*day_rows(1), click]], **changes)
+    assert checks_of(shop / "whole")["clicks_without_view"] == checks_of(shop / "mined")["clicks_without_view"] == 0
+    for name in TABLES:
+        assert rows_of(shop / "mined", name) == rows_of(shop / "whole", name), name
+    write_log(shop / "alone.parquet", [*day_rows(2), {**click, "search_id": "t", "time": click["time"] + DAY}])
+    with pytest.raises(DataError, match="1 rows are clicked") if action == "refuse" else contextlib.nullcontext():
+        mine(settings("alone.parquet", update=True, **changes))
+        assert checks_of(shop / "mined")["clicks_without_view"] == 1
+
+
+def test_search_ids_that_are_used_again_are_warned_about(shop: Path) -> None:
+    days = [0, 4, 5, 9]
+    rows = [{**row, "search_id": row["search_id"].partition("-")[2]} for day in days for row in day_rows(day)]
+    write_log(shop / "again.parquet", rows)
+    mine(settings("again.parquet"))
+    warnings = json.loads((shop / "mined" / "report.json").read_text())["warnings"]
+    late = checks_of(shop / "mined")["late"]
+    told = (
+        f"{late:,} of {len(rows):,} rows are more than 7 days after the first event of their search (drop): if search"
+    )
+    assert [text.startswith(told) for text in warnings if "unique in the whole log" in text] == [True]
+    write_log(shop / "next.parquet", [row | {"time": row["time"] + 9 * DAY} for row in rows[-9:]])
+    with pytest.raises(DataError, match="if search ids begin anew in each session or day"):
+        mine(settings("next.parquet", update=True))
+
+
 def test_an_artifact_that_does_not_know_its_searches_is_mined_again(made: Path, shop: Path) -> None:
     tables = {name: (made / "mined" / name).read_bytes() for name in ("days.parquet", "daily.parquet", "report.json")}
     with write_artifact("mined", "mined", open_artifact(made / "mined").config) as folder:
@@ -494,6 +545,31 @@ def test_a_broken_json_line_is_named_by_file_and_line(shop: Path, capsys: pytest
     assert len(error.splitlines()) == 1
     assert not (shop / "mined").exists()
     assert not (shop / "mined.work").exists()
+
+
+def test_a_query_and_a_title_of_a_megabyte_are_one_line_of_error(
+    made: Path, shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(made / "mined", shop / "mined")
+    rows = day_rows(0)
+    (shop / "items.csv").write_text("item_id,title\nb,Cup\na," + "x" * 1_000_000 + "\n", encoding="utf-8")
+    write_log(shop / "log.parquet", [*rows[:2], {**rows[2], "query": "ü" * 100_000}])
+    before = content(shop)
+    command = ["mine", "--items", "items.csv", "--out", "mined", "--json", "--log"]
+    assert main([*command, "log.parquet"]) == 2
+    assert "error: items.csv: line 3, column 'title', value 'xxxx" in (error := capsys.readouterr().err)
+    assert "has 1,000,000 characters, 100,000 are allowed; shorten it" in error
+    assert content(shop) == before
+    shutil.copy(made / "items.csv", shop / "items.csv")
+    with (shop / "log.jsonl").open("w", encoding="utf-8") as file:
+        for row in [*rows[:2], {**rows[2], "query": "ü" * 1_000_000}]:
+            file.write(json.dumps({**row, "time": row["time"] // 1_000_000}) + "\n")
+    before = content(shop)
+    assert main([*command, "log.jsonl"]) == 2
+    assert "error: log.jsonl: line 3, column 'query', value 'üüüü" in (error := capsys.readouterr().err)
+    assert "has 1,000,000 characters, 100,000 are allowed; shorten it" in error
+    assert len(error.splitlines()) == 1
+    assert content(shop) == before
 
 
 def test_a_missing_log_is_one_line(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
