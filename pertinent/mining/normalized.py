@@ -42,13 +42,12 @@ def _refuse_long(table: ibis.Table, texts: ibis.Table) -> None:
     if longest <= MAX_TEXT_CHARACTERS:
         return
     long = table.filter(table.query.length() > MAX_TEXT_CHARACTERS)
-    found = long.select("file", "row", length=long.query.length(), start=long.query.substr(0, 60))
-    first = found.order_by("file", "row").limit(1).to_pyarrow().to_pylist()[0]
+    first = long.select("file", "row", "query").order_by("file", "row").limit(1).to_pyarrow().to_pylist()[0]
     raise DataError(
-        f"has {first['length']:,} characters, {MAX_TEXT_CHARACTERS:,} are allowed",
+        f"has {len(first['query']):,} characters, {MAX_TEXT_CHARACTERS:,} are allowed",
         path=first["file"],
         line=first["row"],
         column="query",
-        value=first["start"],
+        value=first["query"],
         fix="shorten it; this may be a quote that is not closed",
     )
