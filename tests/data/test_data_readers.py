@@ -293,6 +293,10 @@ def test_a_long_title_is_read_and_one_of_a_megabyte_is_refused(file):
             "query,title,label\ntv,x,Nice\n",
             r"column 'label': the grade scale of its labels \['Nice'\] is not known; name",
         ),
+        (
+            "query,title,label\ntv,x,Exact\ntv,y,Exat\ntv,z,Irrelevant\n",
+            "line 3, column 'label', value 'Exat': is not on the grade scale 'esci', as most others are; allowed: ",
+        ),
         ("query,title,label\ntv,x,1\n", "name it with --scale NAME .*: esci, "),
     ],
 )

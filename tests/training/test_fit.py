@@ -267,16 +267,23 @@ def test_a_finished_run_resumes_to_its_result_without_training(
 
 
 def test_other_settings_or_data_do_not_resume(
-    tiny_network: EiSRC, tiny_pairs: PairTokenizer, shop_set: Build, resumable: FitConfig, tmp_path: Path
+    tiny_network: EiSRC,
+    tiny_pairs: PairTokenizer,
+    shop_set: Build,
+    resumable: FitConfig,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     config, training, validation = resumable, shop_set(25, 4, 0), shop_set(10, 4, 1)
     fit(tiny_network, tiny_pairs, training, config, validation, tmp_path)
+    assert "begins anew" not in caplog.text
     other = config.model_copy(update={"seed": 5, "log_every": 1})
     with pytest.raises(ConfigError, match=r"begun with other seed; set them back, or set resume: false"):
         fit(tiny_network, tiny_pairs, training, other, validation, tmp_path, resume=True)
     with pytest.raises(ConfigError, match="training pairs"):
         fit(tiny_network, tiny_pairs, shop_set(25, 4, 7), config, validation, tmp_path, resume=True)
     assert fit(tiny_network, tiny_pairs, training, other, validation, tmp_path).resumed_from == 0
+    assert "is removed, training begins anew; --resume goes on" in caplog.text
 
 
 def test_a_second_run_in_the_same_folder_is_told_so(
