@@ -18,12 +18,11 @@ from pertinent.errors import DataError
 from pertinent.mining.cells import TOO_LATE
 from pertinent.mining.engines import stage
 from pertinent.mining.formats import NEGATIVE
-from pertinent.mining.schema import CLICK, DAILY_PAGES, DAY, EVENTS, LEVEL_NUMBERS, LEVELS
+from pertinent.mining.schema import CLICK, DAILY_PAGES, DAY, EVENTS, LEVELS, VIEW
 from pertinent.mining.sessions import search_ids, sessions
 from pertinent.mining.sources import RawLog
 
 Action = Literal["drop", "keep", "refuse"]
-VIEW = LEVEL_NUMBERS["view"]
 # The last days of a log that have less than one in so many rows of a usual day are those of a wrong clock.
 FEW = 100
 # No log reaches beyond the year 2200, also where 9999-12-31 stands for "unknown" in many of its rows.

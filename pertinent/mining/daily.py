@@ -20,13 +20,12 @@ from pertinent.mining.schema import (
     DAYS,
     EVENTS,
     LEVEL_NUMBERS,
+    VIEW,
     require,
 )
 
 if TYPE_CHECKING:
     from ibis import Table
-
-VIEW = LEVEL_NUMBERS["view"]
 
 
 def page_items(events: Table) -> Table:

@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from pertinent.data.tables import plain
 from pertinent.errors import DataError
-from pertinent.mining.schema import LEVEL_NUMBERS, MICROSECONDS
+from pertinent.mining.schema import CLICK, LEVEL_NUMBERS, MICROSECONDS, VIEW
 
 # Positions are below this, in any log.
 POSITIONS = 2**31
@@ -90,7 +90,7 @@ _LIST_EVENTS = frozenset(
     ("view_item_list", "select_item", "product_list_viewed", "product_list_filtered", "product_clicked")
 ) | {"list_view", "list_click"}
 # Levels at which a position that Segment or Snowplow gives is one in a list of products.
-_PLACED = frozenset((LEVEL_NUMBERS["view"], LEVEL_NUMBERS["click"]))
+_PLACED = frozenset((VIEW, CLICK))
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,9 +267,7 @@ def ubi_query(record: Mapping[str, Any], reading: Reading) -> Iterator[Flat]:
             reading.notes["hits_repeated_or_empty"] += 1
             continue
         seen.add(item_id)
-        yield replace(
-            search, level=LEVEL_NUMBERS["view"], item_id=item_id, place=place, listed=True, hit=True, internal=internal
-        )
+        yield replace(search, level=VIEW, item_id=item_id, place=place, listed=True, hit=True, internal=internal)
 
 
 def ubi_event(record: Mapping[str, Any], reading: Reading) -> Iterator[Flat]:
@@ -283,7 +281,7 @@ def ubi_event(record: Mapping[str, Any], reading: Reading) -> Iterator[Flat]:
         _ubi_flat(level, record, reading),
         item_id=text_of(thing.get("object_id")),
         ordinal=_ubi_ordinal(attributes.get("position"), reading),
-        listed=level == LEVEL_NUMBERS["view"],
+        listed=level == VIEW,
     )
     if level == SEARCH:
         flat = replace(flat, item_id=None)
@@ -375,11 +373,11 @@ def ga4(record: Mapping[str, Any], reading: Reading) -> Iterator[Flat]:
         reading.notes["lists_of_200_items"] += 1
     if level == SEARCH:
         yield event
-        level = LEVEL_NUMBERS["view"]
+        level = VIEW
     elif not items:
         reading.notes["events_without_item"] += 1
     # In a basket or an order the index is the place there, and on a product's page it is always the first.
-    in_list = event.listed or level == LEVEL_NUMBERS["view"]
+    in_list = event.listed or level == VIEW
     for place, item in enumerate(items):
         item_id = _set(item.get(reading.item_field or "item_id"))
         if item_id is None:
@@ -391,7 +389,7 @@ def ga4(record: Mapping[str, Any], reading: Reading) -> Iterator[Flat]:
             level=level,
             item_id=item_id,
             ordinal=_ga4_ordinal(item) if in_list else None,
-            place=place if level == LEVEL_NUMBERS["view"] else None,
+            place=place if level == VIEW else None,
             list_id=listing or _set(item.get("item_list_name")) or _set(params.get("item_list_name")),
             listed=event.listed or event.level == SEARCH,
         )
@@ -468,7 +466,7 @@ def segment(record: Mapping[str, Any], reading: Reading) -> Iterator[Flat]:
         if item_id is not None:
             # In an order the position is the place there.
             ordinal = whole(product.get("position")) if level in _PLACED else None
-            spot = place if products and level == LEVEL_NUMBERS["view"] else None
+            spot = place if products and level == VIEW else None
             yield replace(event, item_id=item_id, ordinal=ordinal, place=spot)
 
 
@@ -530,7 +528,7 @@ def snowplow(record: Mapping[str, Any], reading: Reading) -> Iterator[Flat]:
         if item_id is None:
             reading.notes["events_without_item"] += 1
             continue
-        spot = place if level == LEVEL_NUMBERS["view"] else None
+        spot = place if level == VIEW else None
         ordinal = whole(product.get("position")) if level in _PLACED else None
         yield replace(event, item_id=item_id, ordinal=ordinal, place=spot)
 

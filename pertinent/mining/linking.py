@@ -8,10 +8,8 @@ import ibis
 import ibis.expr.types as ir
 
 from pertinent.mining.formats import SEARCH
-from pertinent.mining.schema import LEVEL_NUMBERS
+from pertinent.mining.schema import VIEW
 from pertinent.mining.sessions import MINUTE, latest_before
-
-VIEW, CLICK = LEVEL_NUMBERS["view"], LEVEL_NUMBERS["click"]
 
 
 def one_id_a_user(flat: ibis.Table) -> ibis.Table:

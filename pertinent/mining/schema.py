@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Behavior levels in order of depth (ei-SRC, section 3.1); a view is an item shown, and no click.
 LEVELS: tuple[str, ...] = get_args(Level)
 LEVEL_NUMBERS = MappingProxyType({name: number for number, name in enumerate(LEVELS)})
-CLICK = LEVEL_NUMBERS["click"]
+VIEW, CLICK = LEVEL_NUMBERS["view"], LEVEL_NUMBERS["click"]
 
 MICROSECONDS = 1_000_000
 DAY = 86_400 * MICROSECONDS

@@ -379,8 +379,8 @@ def _found(body: RelevanceBody, served: Served, limits: Limits) -> Rows:
         given = _unpacked(given, field, limits)
     check_documents(len(given), limits, field)
     if field == "item_ids":
-        assert served.ids is not None
-        return served.ids.find(_listed(given))
+        assert served.recent_ids is not None
+        return served.recent_ids.find(_listed(given))
     try:
         rows = np.asarray(given, dtype=np.int64)
     except OverflowError:  # no index is that long

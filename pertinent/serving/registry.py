@@ -120,10 +120,10 @@ class Served:
     neighbors: Neighbors | None = None
     states: Ragged | None = None  # of the items of the index, where the model scores from them
     loaded: float = field(default_factory=time.time)
-    ids: RecentIds | None = field(init=False, repr=False, compare=False)  # of the index
+    recent_ids: RecentIds | None = field(init=False, repr=False, compare=False)  # of the index
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ids", None if self.index is None else RecentIds(self.index))
+        object.__setattr__(self, "recent_ids", None if self.index is None else RecentIds(self.index))
 
     @property
     def version(self) -> str:
