@@ -93,17 +93,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--until", choices=["pairs", "distill", "judged", "carry-over"], default="carry-over")
     parser.add_argument("--install", action="store_true", help="put the result into the package at the end")
+    parser.add_argument(
+        "--unread",
+        action="append",
+        default=[],
+        choices=["esci", "icecat"],
+        help="a shop none of whose judged queries is read, whatever its split: for tests by folds",
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
 
     examples = work / "teacher_pairs.csv"
-    made_from = teacher_inputs(options.seed)
+    made_from = teacher_inputs(options.seed, options.unread)
     note = work / "teacher_pairs.json"
     if not examples.is_file() or not note.is_file() or read_json(note) != made_from:
         note.unlink(missing_ok=True)
-        write_teacher_pairs(examples, work, options.seed)
+        write_teacher_pairs(examples, work, options.seed, options.unread)
         write_json(note, made_from)
     judgments = write_judgments(work)
     if options.until == "pairs":
@@ -191,10 +198,11 @@ def latency_table(model: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def teacher_inputs(seed: int) -> dict[str, object]:
+def teacher_inputs(seed: int, unread: Sequence[str]) -> dict[str, object]:
     """What the teacher's pairs depend on."""
     return {
         "seed": seed,
+        **({"unread": sorted(set(unread))} if unread else {}),
         "teacher": SimilarityTeacher().plain(),
         "candidates": CandidateMix().plain(),
         "facts": [SAME_PRODUCT, OTHER_PRODUCT, FACT_HOLDS, FACT_FAILS],
@@ -243,7 +251,7 @@ def write_csv(path: Path, fields: Sequence[str], rows: Sequence[Sequence[object]
     aside.replace(path)
 
 
-def write_teacher_pairs(path: Path, work: Path, seed: int) -> None:
+def write_teacher_pairs(path: Path, work: Path, seed: int, unread: Sequence[str] = ()) -> None:
     """Queries with their candidates and the teacher's logits."""
     rng = np.random.default_rng(seed)
     network, pairs = start_from(
@@ -251,9 +259,9 @@ def write_teacher_pairs(path: Path, work: Path, seed: int) -> None:
     )
     titles = catalog_titles()
     texts = list(titles)
-    queries = real_queries()
+    known = held_out(unread)
+    queries = real_queries(known)
     facts = {**product_queries(rng, 4_000), **attribute_queries(rng, 3_000)}
-    known = held_out()
     facts = {query: fact for query, fact in facts.items() if bag(query) not in known and query not in set(queries)}
     asked = queries + list(facts)
     logger.info("%d real queries, %d made from catalogs, %d titles", len(queries), len(facts), len(texts))
@@ -316,20 +324,23 @@ def catalog_titles() -> dict[str, dict[str, str]]:
     return titles
 
 
-def real_queries() -> list[str]:
-    """Queries that people typed, without those of held-out splits and those of the same words."""
+def real_queries(known: set[str]) -> list[str]:
+    """Queries that people typed, without those whose word bags are ``known`` to be held out."""
     texts = [judgment.query for shop in ("esci", "icecat") for judgment in read_sample(shop)[1]]
     texts += read_table(sample_path("esci") / "queries_unlabeled.parquet").column("query")
     texts += [" ".join(tokens) for tokens in read_table(sample_path("queryner") / "ner.parquet").column("tokens")]
     texts += read_table(sample_path("wands") / "queries.parquet").column("query")
-    known = held_out()
     return list(dict.fromkeys(text for text in texts if text and words(text) and bag(text) not in known))
 
 
-def held_out() -> set[str]:
-    """The word bags of all queries that models are chosen or tested by."""
-    rows = [judgment for shop in ("esci", "icecat") for judgment in read_sample(shop)[1]]
-    return {bag(judgment.query) for judgment in rows if judgment.split != "train"}
+def held_out(unread: Sequence[str] = ()) -> set[str]:
+    """The word bags of all queries that models are chosen or tested by, and of all judged ones of ``unread`` shops."""
+    return {
+        bag(judgment.query)
+        for shop in ("esci", "icecat")
+        for judgment in read_sample(shop)[1]
+        if judgment.split != "train" or shop in unread
+    }
 
 
 def bag(query: str) -> str:
