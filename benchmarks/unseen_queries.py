@@ -51,7 +51,7 @@ def main() -> None:
     scores = {name: [np.array(read_json(given.study / f"{file}-0.json")["scores"])] for name, file in ALONE.items()}
     place = {(judgment.query, judgment.item_id): row for row, judgment in enumerate(judgments)}
     for name, file in TRAINED.items():
-        scores[name] = [of_folds(given.study, file, seed, place) for seed in range(SEEDS)]
+        scores[name] = [of_folds(given.study, file, seed, place, FOLDS) for seed in range(SEEDS)]
     found: dict[str, Any] = {}
     for part, splits in PARTS.items():
         rows = [row for row, judgment in enumerate(judgments) if judgment.split in splits]
@@ -71,11 +71,11 @@ def main() -> None:
     print(write(str(given.out), {"command": command, "seeds": list(range(SEEDS)), "parts": found}))
 
 
-def of_folds(study: Path, file: str, seed: int, place: dict[tuple[str, str], int]) -> np.ndarray[Any, Any]:
+def of_folds(study: Path, file: str, seed: int, place: dict[tuple[str, str], int], folds: int) -> np.ndarray[Any, Any]:
     """The scores of one seed for all judged pairs, each from the fold that held it out."""
     scores = np.full(len(place), np.nan)
-    for fold in range(1, FOLDS + 1):
-        with (study / f"judgments-fold-{fold}-of-{FOLDS}.csv").open(encoding="utf-8", newline="") as lines:
+    for fold in range(1, folds + 1):
+        with (study / f"judgments-fold-{fold}-of-{folds}.csv").open(encoding="utf-8", newline="") as lines:
             held = [row for row in csv.DictReader(lines) if row["split"] == "test"]
         given = read_json(study / f"{file}-{seed}-fold-{fold}.json")["scores"]
         for row, score in zip(held, given, strict=True):
