@@ -19,6 +19,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pertinent.errors import ConfigError, shorten
 
 ConfigT = TypeVar("ConfigT", bound="Config")
+_SETTINGS = "settings of its own are expected, one `key: value` a line"
+_LIST = "a list is expected: [first, second]"
+# What pydantic says in terms of Python, in terms of a YAML file.
+_EXPECTED = {
+    "dict_type": _SETTINGS,
+    "model_type": _SETTINGS,
+    "model_attributes_type": _SETTINGS,
+    "list_type": _LIST,
+    "tuple_type": _LIST,
+}
 
 
 def _known_zone(name: str) -> str:
@@ -167,11 +177,25 @@ def _problems(cls: type[Config], error: ValidationError, source: str) -> list[st
             lines.append(f"{source}: {dotted}: unknown key{hint}")
         elif problem["type"] == "missing":
             lines.append(f"{source}: {dotted}: this setting is required")
+        elif problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            lines.append(f"{source}: {dotted}: {_untagged(problem)}")
         else:
-            message = problem["msg"].removeprefix("Value error, ")
+            message = _EXPECTED.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
             # About several settings together; what came is all of them.
             lines.append(f"{source}: {dotted}: {message}, got {shorten(value)}" if dotted else f"{source}: {message}")
     return lines
+
+
+def _untagged(problem: Any) -> str:
+    """What to give where one of several kinds is chosen by a key such as ``type``."""
+    context, value = problem["ctx"], problem.get("input")
+    key = context["discriminator"].strip("'")
+    if problem["type"] == "union_tag_not_found":
+        return f"the key {key!r} is required and names the kind, got {shorten(value)}"
+    kinds = [kind.strip("'") for kind in context["expected_tags"].split(", ")]
+    near = difflib.get_close_matches(context["tag"][:60], kinds, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(kinds)}"
+    return f"unknown {key} {shorten(context['tag'])}; {hint}"
 
 
 def _named(location: tuple[int | str, ...], cls: Any) -> list[int | str]:

@@ -63,6 +63,23 @@ def test_a_key_that_resembles_none_gets_the_list_of_keys() -> None:
     assert text == "train.yaml: pairs.xyz: unknown key; allowed: query_length"
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"objective": [{"type": "softmx"}]}, "objective.0: unknown type 'softmx'; did you mean 'softmax'?"),
+        ({"objective": [{"type": 3}]}, "objective.0: unknown type '3'; allowed: softmax, adversarial"),
+        (
+            {"objective": [{"weight": 1}]},
+            "objective.0: the key 'type' is required and names the kind, got {'weight': 1}",
+        ),
+        ({"objective": "softmax"}, "objective: a list is expected: [first, second], got 'softmax'"),
+        ({"extra": 3}, "extra: settings of its own are expected, one `key: value` a line, got 3"),
+    ],
+)
+def test_a_wrong_kind_is_told_in_the_words_of_the_file(values: dict[str, Any], expected: str) -> None:
+    assert message(Run.build, {"judgments": "a", **values}, source="train.yaml") == f"train.yaml: {expected}"
+
+
 def test_precedence_is_default_then_file_then_override(tmp_path: Path) -> None:
     path = written(tmp_path, "judgments: a.csv\nepochs: 5\n")
     assert Run.load(path).epochs == 5

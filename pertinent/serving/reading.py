@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from functools import cache
 from typing import Any, TypeVar
 
@@ -27,6 +28,16 @@ _SURROGATES = re.compile(
     rb"(?<!\\)((?:\\\\)*)(?:(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
 )
 _KEY_BEFORE = re.compile(rb'"([^"\\]{1,100})"\s*:\s*-?$')
+# What other rerank routes call fields of ours.
+_ELSEWHERE = {
+    "documents": "texts",
+    "ids": "item_ids",
+    "limit": "top",
+    "passages": "texts",
+    "titles": "texts",
+    "top_k": "top",
+    "top_n": "top",
+}
 _NOT_NUMBERS = (b"NaN", b"Infinity")
 
 
@@ -80,7 +91,7 @@ def _decode(body: bytes, kind: type[Body]) -> Body:
         decoded: Body = _decoder(kind).decode(body)
         return decoded
     except msgspec.ValidationError as error:
-        raise _wrong_field(str(error)) from None
+        raise _wrong_field(str(error), kind.__struct_encode_fields__) from None
     except RecursionError:
         raise WireError(
             400, "the JSON is nested too deep: documents are texts or flat objects", "malformed_json"
@@ -91,12 +102,13 @@ def _decode(body: bytes, kind: type[Body]) -> Body:
         raise _malformed(body, str(error)) from None
 
 
-def _wrong_field(message: str) -> WireError:
-    """A msgspec message as ours: ``Expected `str`, got `int` - at `$.query```."""
+def _wrong_field(message: str, fields: Sequence[str]) -> WireError:
+    """A msgspec message as ours: ``Expected `str`, got `int` - at `$.query```; ``fields`` are those of the body."""
     problem, _, place = message.partition(" - at ")
     unknown = re.search(r"unknown field `(.*)`", problem)
     if unknown is not None and not place:
-        return WireError(422, f"{unknown[1]}: there is no such field", "invalid_field", unknown[1])
+        name = unknown[1][:60]
+        return WireError(422, f"{name}: there is no such field; {_meant(name, fields)}", "invalid_field", name)
     missing = re.search(r"missing required field `(.*)`", problem)
     if missing is not None and not place:
         return WireError(422, f"{missing[1]} is missing", "missing_field", missing[1])
@@ -106,6 +118,19 @@ def _wrong_field(message: str) -> WireError:
         return WireError(400, f"the body is not a JSON object: {problem[0].lower()}{problem[1:]}", "malformed_json")
     problem = problem[0].lower() + problem[1:]
     return WireError(422, f"{field}: {problem}", "invalid_field", re.split(r"[.\[]", field)[0])
+
+
+def _meant(name: str, fields: Sequence[str]) -> str:
+    """What to write in the place of an unknown field.
+
+    >>> _meant("documents", ["query", "texts"])
+    'did you mean texts?'
+    >>> _meant("cup", ["query", "texts"])
+    'allowed: query, texts'
+    """
+    other = _ELSEWHERE.get(name)
+    near = [other] if other in fields else get_close_matches(name, fields, n=1)
+    return f"did you mean {near[0]}?" if near else f"allowed: {', '.join(fields)}"
 
 
 def _not_utf8(body: bytes) -> WireError:

@@ -128,6 +128,10 @@ def test_explanations_have_titles_and_all_scores(server: Any, tiny_index: ItemIn
     ("body", "status", "word"),
     [
         ({}, 422, "one of item_ids"),
+        ({"ids": ["a"]}, 422, "ids: there is no such field; did you mean item_ids?"),
+        ({"documents": ["a"]}, 422, "documents: there is no such field; did you mean texts?"),
+        ({"deadline": 5}, 422, "deadline: there is no such field; did you mean deadline_ms?"),
+        ({"x" * 100_000: 5}, 422, "there is no such field; allowed: query, "),
         ({"rows": [1], "texts": ["a"]}, 422, "rows and texts"),
         ({"rows": []}, 400, "empty"),
         ({"texts": []}, 400, "empty"),
