@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 from serving_process import write
-from unseen_queries import of_folds
 
+from pertinent.artifact import read_json
 from pertinent.data.samples import read_sample
 from pertinent.evaluation.calibration import fit_platt
 from pertinent.evaluation.compare import compare_means, mean_estimates
@@ -43,7 +43,7 @@ def main() -> None:
     for curve in ("fitted in training", "fitted on the other fold"):
         runs = {}
         for name, file in ARMS.items():
-            each = [of_folds(given.study, file, seed, place, FOLDS) for seed in range(SEEDS)]
+            each = [of_folds(given.study, file, seed, place) for seed in range(SEEDS)]
             if curve == "fitted on the other fold":
                 each = [fitted_across(scores, relevant, fold_of) for scores in each]
             runs[name] = [evaluate_scores(scores, judgments, name=name, positive_grade=1.0) for scores in each]
@@ -57,6 +57,18 @@ def main() -> None:
         }
     command = "python benchmarks/vocabulary_calibration.py --study runs/studies/vocabulary"
     print(write(str(given.out), {"command": command, "seeds": list(range(SEEDS)), "curves": found}))
+
+
+def of_folds(study: Path, file: str, seed: int, place: dict[tuple[str, str], int]) -> np.ndarray[Any, Any]:
+    """The scores of one seed for all judged pairs, each from the fold that held it out."""
+    scores = np.full(len(place), np.nan)
+    for fold in range(1, FOLDS + 1):
+        with (study / f"judgments-fold-{fold}-of-{FOLDS}.csv").open(encoding="utf-8", newline="") as lines:
+            held = [row for row in csv.DictReader(lines) if row["split"] == "test"]
+        given = read_json(study / f"{file}-{seed}-fold-{fold}.json")["scores"]
+        for row, score in zip(held, given, strict=True):
+            scores[place[row["query"], row["item_id"]]] = score
+    return scores
 
 
 def folds_of(study: Path, place: dict[tuple[str, str], int]) -> np.ndarray[Any, Any]:

@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/shipped"), help="where steps leave their results")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--until", choices=["pairs", "distill", "replay", "judged", "carry-over"], default="carry-over")
+    parser.add_argument("--until", choices=["pairs", "distill", "judged", "carry-over"], default="carry-over")
     parser.add_argument("--install", action="store_true", help="put the result into the package at the end")
     parser.add_argument(
         "--unread",
@@ -123,8 +123,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     model = work / "model"
     replay = write_replay(work, examples)
-    if options.until == "replay":
-        return
     settings = {**common, "examples": [str(replay)], "start": str(distilled)}
     run(CONFIGS / "shipped-judged.yaml", {**settings, "judgments": str(judgments["both"]), "out": str(model)})
     if options.until == "carry-over":
