@@ -101,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="a shop none of whose judged queries is read, whatever its split: for tests by folds",
     )
     options = parser.parse_args(arguments)
+    if options.unread and (options.install or options.until not in ("pairs", "distill")):
+        parser.error("--unread goes with --until distill (or pairs): the next stage learns from both shops' judgments")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)

@@ -153,17 +153,19 @@ def scale_for(labels: Iterable[object]) -> GradeScale | None:
     return fits[0] if len(readings) == 1 else None
 
 
-def nearest_scale(labels: Iterable[object]) -> GradeScale | None:
-    """The scale of words that has most of the labels, where that is more than half of them: some are misspelled.
+def nearest_scales(labels: Iterable[object]) -> list[GradeScale]:
+    """The scales of words that have most of the labels, where that is more than half of them: some are misspelled.
 
-    >>> nearest_scale(["Exact", "Exat", "Irrelevant"]).name, nearest_scale(["great", "Exact"])
-    ('esci', None)
+    >>> [scale.name for scale in nearest_scales(["Exact", "Substitute", "Irelevant"])], nearest_scales(["great", "E"])
+    (['esci'], [])
     """
     found = {_key(label) for label in labels}
     if any(_is_number(label) for label in found):
-        return None
-    best = max(SCALES.values(), key=lambda scale: sum(map(scale.knows, found)))
-    return best if 2 * sum(map(best.knows, found)) > len(found) else None
+        return []
+    # As in `scale_for`, ESCI's gains are a variant that is taken only when it is named.
+    known = {name: sum(map(scale.knows, found)) for name, scale in SCALES.items() if name != "esci_gain"}
+    most = max(known.values())
+    return [SCALES[name] for name in known if known[name] == most] if 2 * most > len(found) else []
 
 
 def judged_scale(judgments: Iterable[Judgment], name: str | None = None) -> GradeScale | None:

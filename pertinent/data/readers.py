@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pertinent.data.files import check_exists, kind_of, open_text, read_file, read_file_parts
-from pertinent.data.grades import SCALES, nearest_scale, scale_for, scale_named
+from pertinent.data.grades import SCALES, nearest_scales, scale_for, scale_named
 from pertinent.data.tables import ITEM_COLUMNS, JUDGMENT_COLUMNS, Table, nearest, plain
 from pertinent.errors import DataError, place_word, shorten
 from pertinent.records import Item, Judgment, Split
@@ -200,14 +200,18 @@ def _grades(table: Table, scale: str | None) -> list[float]:
     if not table.has(column):
         raise table.missing("grade", "it is needed, or a column 'label' with words of a grade scale")
     labels = table.columns[column]
-    chosen = scale_named(scale) if scale is not None else scale_for({plain(v) for v in labels if v is not None})
-    if chosen is None and (near := nearest_scale({plain(v) for v in labels if v is not None})) is not None:
-        row = next((row for row, label in enumerate(labels) if not near.knows(plain(label))), None)
+    words = {plain(label) for label in labels} - {""}
+    chosen = scale_named(scale) if scale is not None else scale_for(words)
+    if chosen is None and (near := nearest_scales(words)):
+        misspelled = {word for word in words if not any(scale.knows(word) for scale in near)}
+        row = next((row for row, label in enumerate(labels) if plain(label) in misspelled), None)
         if row is not None:
-            problem = f"is not on the grade scale {near.name!r}, as most others are"
-            raise table.wrong(row, column, problem, f"allowed: {near.allowed}; or name another with --scale NAME")
+            names = " or ".join(repr(scale.name) for scale in near)
+            fix = f"allowed: {near[0].allowed}; or name another" if len(near) == 1 else "mend it, or name the scale"
+            problem = f"is not on the grade scale {names}, as most others are"
+            raise table.wrong(row, column, problem, f"{fix} with --scale NAME")
     if chosen is None:
-        found = shorten(sorted({plain(v) for v in labels})[:8])
+        found = shorten(sorted(words)[:8])
         raise DataError(
             f"the grade scale of its labels {found} is not known",
             path=table.path,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from pertinent.engine.index import ItemIndex
 
-# Some 100 bytes an id, so at most some 30 MB.
+# Some 100 bytes an id of ten characters: 30 MB, and more with longer ones.
 MAX_IDS = 262_144
 
 

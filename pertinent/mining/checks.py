@@ -118,7 +118,7 @@ def check_events(
     kept = flagged.filter(~ibis.or_(*[flagged[name] for name in dropped])) if dropped else flagged
     # Pages that name nobody were told apart by their ids; nobody is behind several of them from here on.
     kept = kept.mutate(user_id=kept.anonymous.ifelse("", kept.user_id))
-    seen = _searches(flagged.filter(~flagged.impossible_times), earlier)
+    seen = _searches(flagged.filter(~flagged.impossible_times), earlier, _sent_days(flagged, config))
     kept, entry = _with_views(connection, kept.select(*EVENTS, "file", "row"), seen, config.clicks_without_view, work)
     return Checked(kept.select(*EVENTS), [*counts, entry], latest, _pages(flagged))
 
@@ -200,11 +200,17 @@ def _flagged(
         late=ibis.literal(False),
         unknown_items=ibis.literal(False),
     )
-    for name, found in _findings(events, items, config, earlier).items():
-        found = stage(connection, found, work / f"{name}.parquet")
-        if _count(found):
-            check = name.partition("-")[0]
-            events = _marked(events, found, check)
+
+    def marked(events: ibis.Table, findings: Mapping[str, ibis.Table]) -> ibis.Table:
+        for name, found in findings.items():
+            found = stage(connection, found, work / f"{name}.parquet")
+            if _count(found):
+                events = _marked(events, found, name.partition("-")[0])
+        return events
+
+    events = marked(events, _findings(events, items, config))
+    # Last, as it asks which days have rows that pass the others.
+    events = marked(events, {"late": _late_searches(events, config, earlier)})
     return _with_duplicates(connection, events, work)
 
 
@@ -221,20 +227,15 @@ def _day(date: dt.date) -> int:
     return (date - dt.date(1970, 1, 1)).days
 
 
-def _findings(
-    events: ibis.Table, items: ibis.Table | None, config: CheckConfig, earlier: ibis.Table | None
-) -> dict[str, ibis.Table]:
-    """Keys of the rows that checks of more than one row find; ``since`` is the time after which they do."""
+def _findings(events: ibis.Table, items: ibis.Table | None, config: CheckConfig) -> dict[str, ibis.Table]:
+    """Keys of the rows that checks of more than one row find."""
     known = events.filter(~events.no_user)
     days = known.group_by("user_id", "day").agg(rows=known.count(), clicks=(known.level >= CLICK).sum())
     many = (days.rows > config.events_per_day) | (days.clicks > config.clicks_per_day)
     visits = known.group_by("session_id").agg(rows=known.count())
-    late = config.late_days * DAY
-    pages = _searches(events.filter(~events.impossible_times), earlier)
     found = {
         "bots-day": days.filter(many).select("user_id", "day"),
         "bots-session": visits.filter(visits.rows > config.events_per_session).select("session_id"),
-        "late": pages.filter(pages["last"] - pages["first"] > late).select("search_id", since=pages["first"] + late),
     }
     if items is not None:
         catalog = items.select(item_id=items.item_id.cast("string")).distinct()
@@ -242,12 +243,27 @@ def _findings(
     return found
 
 
-def _searches(timed: ibis.Table, earlier: ibis.Table | None) -> ibis.Table:
-    """When each search was first and last seen: ``search_id, first, last``; days that the log has are its own."""
+def _late_searches(events: ibis.Table, config: CheckConfig, earlier: ibis.Table | None) -> ibis.Table:
+    """Searches with rows too long after their first, and ``since`` when rows are."""
+    late = config.late_days * DAY
+    pages = _searches(events.filter(~events.impossible_times), earlier, _sent_days(events, config))
+    return pages.filter(pages["last"] - pages["first"] > late).select("search_id", since=pages["first"] + late)
+
+
+def _sent_days(events: ibis.Table, config: CheckConfig) -> ibis.Table:
+    """The days of which a row passes the checks that do not ask how old a search is; an update replaces them."""
+    actions = config.plain()
+    dropped = [name for name in CHECKS if name != "late" and name in events.columns and actions[name] == "drop"]
+    kept = events.filter(~ibis.or_(*[events[name] for name in dropped])) if dropped else events
+    return kept.select("day").distinct()
+
+
+def _searches(timed: ibis.Table, earlier: ibis.Table | None, sent: ibis.Table) -> ibis.Table:
+    """When each search was first and last seen: ``search_id, first, last``; ``sent`` days are the log's own."""
     pages = timed.group_by("search_id").agg(first=timed.time.min(), last=timed.time.max())
     if earlier is None:
         return pages
-    others = earlier.anti_join(timed.select("day").distinct(), "day")
+    others = earlier.anti_join(sent, "day")
     before = others.group_by("search").agg(before=others["first"].min())
     joined = pages.left_join(before, _digest(pages.search_id) == before.search)
     first = (joined.before < joined["first"]).fill_null(False).ifelse(joined.before, joined["first"])

@@ -18,7 +18,7 @@ from pertinent.errors import DataError, PertinentError
 from pertinent.mining.checks import Checked, check_events
 from pertinent.mining.engines import read_parquet
 from pertinent.mining.readers import read_log
-from pertinent.mining.schema import CLICK
+from pertinent.mining.schema import CLICK, VIEW
 from pertinent.mining.sources import RawLog, files_of, sentence
 
 if TYPE_CHECKING:
@@ -79,10 +79,13 @@ def _log_warnings(raw: RawLog, checked: Checked) -> list[str]:
     rows, action = int(str(entry["rows"])), entry["action"]
     events = checked.events
     clicks = _count(events.filter((events.level >= CLICK) & (events["query"] != "")))
-    if not rows or action == "drop" or rows * 20 < clicks * 19:
+    if not clicks or action == "drop":
         return warnings
-    if not _count(raw.events.filter(raw.events.level == 0)):
+    # Clicks whose search began on an earlier day are not among the rows, with views or without any.
+    if not _count(raw.events.filter(raw.events.level == VIEW)):
         problem, fix = "the log has no views", "export what was shown too, as rows with the level view"
+    elif rows * 20 < clicks * 19:
+        return warnings
     else:
         problem = f"{rows:,} of {clicks:,} clicks (and deeper) have no view of their item on their result page"
         fix = "give views the search_id, or the user, session and query, of their clicks"

@@ -155,7 +155,7 @@ def by_day(
         }
         for name, make in makers.items():
             run.add(name, partial(_updated, run, base, name, make, days))
-        run.add("daily_pages", partial(_updated_pages, run, base, log["latest"]))
+        run.add("daily_pages", partial(_updated_pages, run, base, days, log["latest"]))
     return run, [*_shrunk(new, known), *_all_old(new, until, config.kept_days)]
 
 
@@ -170,15 +170,19 @@ def _updated(run: Mined, base: Artifact | None, name: str, make: Callable[[], Ta
     return update_days(old, make(), days, run.until_day, run.config.kept_days)
 
 
-def _updated_pages(run: Mined, base: Artifact | None, latest: int) -> Table:
-    """The table `schema.DAILY_PAGES` after this log, also of days on which no event passed the checks."""
-    new = read_parquet(run.stages.connection, run.stages.folder / "new_pages.parquet")
+def _updated_pages(run: Mined, base: Artifact | None, days: list[int], latest: int) -> Table:
+    """The table `schema.DAILY_PAGES` after this log, also of days on which no event passed the checks.
+
+    A day is replaced by these ``days``, whose events passed; what came of another is added to what is known of it.
+    """
+    pages = read_parquet(run.stages.connection, run.stages.folder / "new_pages.parquet")
     old = _old(run.stages, base, "daily_pages")
     if old is not None:
-        new = replace_days(old, new, new.select("day").distinct().to_pyarrow()["day"].to_pylist())
+        both = replace_days(old, pages, days)
+        pages = both.group_by(["day", "search"]).agg(first=both["first"].min()).select(*old.columns)
     # A newest day of which everything was dropped is none of the days that are counted.
     until = max(run.until_day, latest + 1)
-    return keep_days(new, until, until - run.until_day + run.config.kept_days)
+    return keep_days(pages, until, until - run.until_day + run.config.kept_days)
 
 
 def _until(config: MineConfig, new: Mapping[int, int], known: Mapping[int, int], latest: int) -> int:

@@ -1,7 +1,7 @@
 """Bytes of a request to a typed body, as leniently as clients need and no more.
 
-A byte order mark is skipped, a lone surrogate escape becomes U+FFFD, unknown fields are ignored,
-null is the same as a missing field, of two equal keys the last one counts. What is refused says
+A byte order mark is skipped, a lone surrogate escape becomes U+FFFD, unknown fields are ignored
+but on our own routes, null is the same as a missing field, of two equal keys the last one counts. What is refused says
 where: malformed JSON is 400, a field of the wrong kind 422.
 """
 
@@ -22,6 +22,8 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 # A document as it may come: a text, an object with texts in it, or nothing.
 Document = str | dict[str, Any] | None
 
+# Where msgspec says that it was: names of our fields and indices, nothing that a stranger wrote.
+_PLACE = re.compile(r" - at `(\$[\w.\[\]]*)`$")
 _MARK = b"\xef\xbb\xbf"
 # Escapes of surrogates after an even run of backslashes: a pair, or one that stands alone.
 _SURROGATES = re.compile(
@@ -104,16 +106,20 @@ def _decode(body: bytes, kind: type[Body]) -> Body:
 
 def _wrong_field(message: str, fields: Sequence[str]) -> WireError:
     """A msgspec message as ours: ``Expected `str`, got `int` - at `$.query```; ``fields`` are those of the body."""
-    problem, _, place = message.partition(" - at ")
-    unknown = re.search(r"unknown field `(.*)`", problem)
-    if unknown is not None and not place:
+    # Names of fields are a stranger's and may hold anything, also what msgspec puts around them.
+    at = _PLACE.search(message)
+    problem, place = (message[: at.start()], at[1]) if at else (message, "")
+    unknown = re.search(r"unknown field `(.*)`", problem, re.DOTALL)
+    if unknown is not None:
         name = unknown[1][:60]
-        return WireError(422, f"{name}: there is no such field; {_meant(name, fields)}", "invalid_field", name)
+        if not place:
+            return WireError(422, f"{name}: there is no such field; {_meant(name, fields)}", "invalid_field", name)
+        problem = f"there is no such field as {name}"
     missing = re.search(r"missing required field `(.*)`", problem)
     if missing is not None and not place:
         return WireError(422, f"{missing[1]} is missing", "missing_field", missing[1])
-    problem = problem.replace("`", "")
-    field = place.strip("`").removeprefix("$").removeprefix(".").replace("[...]", "")
+    problem = problem.replace("`", "")[:200]
+    field = place.removeprefix("$").removeprefix(".").replace("[...]", "")
     if not field:
         return WireError(400, f"the body is not a JSON object: {problem[0].lower()}{problem[1:]}", "malformed_json")
     problem = problem[0].lower() + problem[1:]

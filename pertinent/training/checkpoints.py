@@ -67,7 +67,10 @@ def begin(folder: Path, run: Mapping[str, Any], resume: bool) -> Path | None:
         left = latest(folder)
         if left is not None:
             _log.warning(
-                "%s: the checkpoint of step %d is removed, training begins anew; --resume goes on", folder, _step(left)
+                "%s: the checkpoint of step %d is removed, training begins anew; "
+                "with --resume and the same settings it would have gone on from there",
+                folder,
+                _step(left),
             )
         clear(folder)
     found = latest(folder)

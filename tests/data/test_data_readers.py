@@ -294,9 +294,14 @@ def test_a_long_title_is_read_and_one_of_a_megabyte_is_refused(file):
             r"column 'label': the grade scale of its labels \['Nice'\] is not known; name",
         ),
         (
-            "query,title,label\ntv,x,Exact\ntv,y,Exat\ntv,z,Irrelevant\n",
+            "query,title,label\ntv,x,Substitute\ntv,y,Exat\ntv,z,Irrelevant\n",
             "line 3, column 'label', value 'Exat': is not on the grade scale 'esci', as most others are; allowed: ",
         ),
+        (
+            "query,title,label\ntv,w,\ntv,x,Good\ntv,y,Fair\ntv,z,Bad\ntv,a,Excelent\n",
+            "line 6, column 'label', value 'Excelent': is not on the grade scale 'good_fair_bad' or 'five_level', as ",
+        ),
+        ("query,title,label\ntv,w,\ntv,x,Good\ntv,y,Fair\n", r"labels \['Fair', 'Good'\] is not known; name"),
         ("query,title,label\ntv,x,1\n", "name it with --scale NAME .*: esci, "),
     ],
 )

@@ -123,6 +123,10 @@ def test_a_log_without_views_is_warned_about(tmp_path):
     (told,) = warned(warnings, "view")
     assert told.startswith("the log has no views: click-through is 1 everywhere, neighbors and position curve mean no")
     assert "the log has no views" in (made / "report.html").read_text(encoding="utf-8")
+    # Also where the check of clicks without a view finds none of them, as their searches began the day before.
+    later = {**clicks, "search_id": ["s", "s", "s"], "time": ["2024-05-01T23:59:00Z", *2 * ["2024-05-02T00:01:00Z"]]}
+    (told,) = warned(mined(tmp_path, later)[0], "view")
+    assert told.startswith("the log has no views: ")
 
 
 def test_views_that_no_click_is_linked_to_are_warned_about(tmp_path):

@@ -299,6 +299,21 @@ def test_a_search_that_began_with_dropped_rows_is_as_old_in_an_update(shop: Path
         assert rows_of(shop / "mined", name) == rows_of(shop / "whole", name), name
 
 
+def test_a_dropped_row_of_an_earlier_day_takes_nothing_from_that_day_in_an_update(shop: Path) -> None:
+    page = {**day_rows(1)[0], "search_id": "s", "item_id": ITEMS[0]}
+    midnight = (FIRST + 2) * DAY
+    view, click, pay = (
+        {**page, "level": level, "time": midnight + wait}
+        for level, wait in (("view", -5), ("click", 5), ("pay", 2 * DAY))
+    )
+    stray = {**day_rows(1)[0], "search_id": "t", "item_id": "unknown"}
+    parts = [[*day_rows(0), *day_rows(1), view], [*day_rows(2), stray, click], [*day_rows(4), pay]]
+    in_whole_and_in_parts(shop, parts, checks={"late_days": 2, "clicks_without_view": "refuse"})
+    assert checks_of(shop / "whole")["late"] == checks_of(shop / "mined")["late"] == 1
+    for name in TABLES:
+        assert rows_of(shop / "mined", name) == rows_of(shop / "whole", name), name
+
+
 @pytest.mark.parametrize("action", ["refuse", "keep"])
 def test_a_click_after_midnight_is_no_click_without_view_in_an_update_either(shop: Path, action: str) -> None:
     page = {**day_rows(0)[0], "search_id": "s"}

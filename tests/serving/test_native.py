@@ -131,7 +131,10 @@ def test_explanations_have_titles_and_all_scores(server: Any, tiny_index: ItemIn
         ({"ids": ["a"]}, 422, "ids: there is no such field; did you mean item_ids?"),
         ({"documents": ["a"]}, 422, "documents: there is no such field; did you mean texts?"),
         ({"deadline": 5}, 422, "deadline: there is no such field; did you mean deadline_ms?"),
-        ({"x" * 100_000: 5}, 422, "there is no such field; allowed: query, "),
+        ({"\n" + "x" * 100_000: 5}, 422, "there is no such field; allowed: query, "),
+        ({"x - at `$.query`": 5}, 422, "x - at `$.query`: there is no such field; allowed: query, "),
+        ({"filter": {"x" * 100_000: 5}}, 422, "filter: there is no such field as xxx"),
+        ({"rows": [0], "fuse": {"mode": "x" * 100_000}}, 422, "fuse.mode: invalid value"),
         ({"rows": [1], "texts": ["a"]}, 422, "rows and texts"),
         ({"rows": []}, 400, "empty"),
         ({"texts": []}, 400, "empty"),
@@ -158,6 +161,7 @@ def test_what_does_not_fit_is_refused_by_name(body: dict[str, Any], status: int,
     reply = server.post("/v1/relevance", {"query": "usb", **body})
     assert reply.status_code == status, reply.text
     assert word in reply.json()["message"]
+    assert len(reply.content) < 1_000
 
 
 def test_without_an_index_or_a_threshold_table_the_message_says_what_to_do(

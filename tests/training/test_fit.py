@@ -283,7 +283,7 @@ def test_other_settings_or_data_do_not_resume(
     with pytest.raises(ConfigError, match="training pairs"):
         fit(tiny_network, tiny_pairs, shop_set(25, 4, 7), config, validation, tmp_path, resume=True)
     assert fit(tiny_network, tiny_pairs, training, other, validation, tmp_path).resumed_from == 0
-    assert "is removed, training begins anew; --resume goes on" in caplog.text
+    assert "is removed, training begins anew; with --resume and the same settings it would" in caplog.text
 
 
 def test_a_second_run_in_the_same_folder_is_told_so(
