@@ -3,8 +3,8 @@
     pertinent study configs/studies/vocabulary.yaml
     python benchmarks/vocabulary_calibration.py --study runs/studies/vocabulary
 
-Both arms of the study get a new curve from logit to probability, each fold's fitted on all judged pairs of the
-other fold, in place of the one fitted on the few validation pairs of their training. Writes
+Every model of the study gets a new curve from logit to probability, over the one fitted on the few validation pairs of
+its training: one half of the queries that it is measured on gets the curve that the other half's pairs give. Writes
 vocabulary_calibration.json.
 """
 
@@ -20,6 +20,7 @@ from serving_process import write
 
 from pertinent.artifact import read_json
 from pertinent.data.samples import read_sample
+from pertinent.data.splits import bucket
 from pertinent.evaluation.calibration import fit_platt
 from pertinent.evaluation.compare import compare_means, mean_estimates
 from pertinent.evaluation.evaluate import evaluate_scores
@@ -30,22 +31,23 @@ METRICS = ("auc", "macro_f1", "accuracy")
 
 
 def main() -> None:
-    """Measure both arms with their own curves and with those of the other fold, and write what was found."""
+    """Measure both arms with their own curves and with new ones, and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", type=Path, default=Path("runs/studies/vocabulary"))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     given = parser.parse_args()
     judgments = read_sample("esci")[1]
     place = {(judgment.query, judgment.item_id): row for row, judgment in enumerate(judgments)}
-    fold_of = folds_of(given.study, place)
+    part_of = folds_of(given.study, place)
+    half = np.array([bucket(judgment.query, "half") < 0.5 for judgment in judgments])
     relevant = np.array([judgment.grade >= 1.0 for judgment in judgments])
     found: dict[str, Any] = {}
-    for curve in ("fitted in training", "fitted on the other fold"):
+    for curve in ("fitted in training", "fitted on the other half of the queries"):
         runs = {}
         for name, file in ARMS.items():
             each = [of_folds(given.study, file, seed, place) for seed in range(SEEDS)]
-            if curve == "fitted on the other fold":
-                each = [fitted_across(scores, relevant, fold_of) for scores in each]
+            if curve == "fitted on the other half of the queries":
+                each = [fitted_across(scores, relevant, part_of, half) for scores in each]
             runs[name] = [evaluate_scores(scores, judgments, name=name, positive_grade=1.0) for scores in each]
         plain, added = runs.values()
         found[curve] = {
@@ -83,15 +85,19 @@ def folds_of(study: Path, place: dict[tuple[str, str], int]) -> np.ndarray[Any, 
 
 
 def fitted_across(
-    scores: np.ndarray[Any, Any], relevant: np.ndarray[Any, Any], fold_of: np.ndarray[Any, Any]
+    scores: np.ndarray[Any, Any],
+    relevant: np.ndarray[Any, Any],
+    fold_of: np.ndarray[Any, Any],
+    half: np.ndarray[Any, Any],
 ) -> np.ndarray[Any, Any]:
-    """Probabilities by the curve that the other fold's pairs give."""
+    """Probabilities by curves of the same model on the other half of its queries."""
     bounded = np.clip(scores, 1e-6, 1 - 1e-6)
     logits = np.log(bounded / (1 - bounded))
-    found = np.empty(len(scores))
+    found = np.full(len(scores), np.nan)
     for fold in range(1, FOLDS + 1):
-        other = fold_of != fold
-        found[~other] = fit_platt(logits[other], relevant[other])(logits[~other])
+        for side in (False, True):
+            fitted, rows = (fold_of == fold) & (half != side), (fold_of == fold) & (half == side)
+            found[rows] = fit_platt(logits[fitted], relevant[fitted])(logits[rows])
     return found
 
 
