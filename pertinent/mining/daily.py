@@ -107,6 +107,17 @@ def replace_days(old: Table, new: Table, days: Sequence[int]) -> Table:
     return ibis.union(kept, new.select(*kept.columns))
 
 
+def first_seen(old: Table, new: Table, days: Sequence[int]) -> Table:
+    """``new`` of `schema.DAILY_PAGES`, on these days joined by what ``old`` knows: the earlier time of each search."""
+    if not days:
+        return new
+    both = ibis.union(old.filter(old.day.isin(list(days))).select(*new.columns), new.filter(new.day.isin(list(days))))
+    place = ibis.row_number().over(ibis.window(group_by=["day", "search"], order_by=both["first"].asc()))
+    ranked = both.mutate(place=place)
+    first = ranked.filter(ranked.place == 0).select(*new.columns)
+    return ibis.union(first, new.filter(~new.day.isin(list(days))))
+
+
 def keep_days(table: Table, until_day: int, days: int) -> Table:
     """The rows of the ``days`` days before ``until_day``, which is not one of them."""
     return table.filter((table.day < until_day) & (table.day >= until_day - days))

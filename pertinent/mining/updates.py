@@ -19,6 +19,7 @@ from pertinent.mining.daily import (
     daily_positions,
     daily_searches,
     day_volumes,
+    first_seen,
     keep_days,
     page_items,
     replace_days,
@@ -175,14 +176,14 @@ def _updated_pages(run: Mined, base: Artifact | None, days: list[int], latest: i
 
     A day is replaced by these ``days``, whose events passed; what came of another is added to what is known of it.
     """
-    pages = read_parquet(run.stages.connection, run.stages.folder / "new_pages.parquet")
+    new = read_parquet(run.stages.connection, run.stages.folder / "new_pages.parquet")
     old = _old(run.stages, base, "daily_pages")
     if old is not None:
-        both = replace_days(old, pages, days)
-        pages = both.group_by(["day", "search"]).agg(first=both["first"].min()).select(*old.columns)
+        others = set(new.select("day").distinct().to_pyarrow()["day"].to_pylist()).difference(days)
+        new = replace_days(old, first_seen(old, new, sorted(others)), [*days, *others])
     # A newest day of which everything was dropped is none of the days that are counted.
     until = max(run.until_day, latest + 1)
-    return keep_days(pages, until, until - run.until_day + run.config.kept_days)
+    return keep_days(new, until, until - run.until_day + run.config.kept_days)
 
 
 def _until(config: MineConfig, new: Mapping[int, int], known: Mapping[int, int], latest: int) -> int:
