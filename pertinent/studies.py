@@ -319,7 +319,7 @@ def _measured(
 
 
 def _digest(*content: Any) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _place(name: str, seed: int, part: Part) -> str:

@@ -113,6 +113,10 @@ def test_a_study_trains_measures_and_is_not_done_twice(
 
     monkeypatch.setattr("pertinent.studies._BUILDERS", {})  # nothing may be built again
     assert run_study(StudyConfig.build(config)).plain() == saved
+    for system in config["systems"]:  # nor where the same settings are written in another order
+        if "train" in system:
+            system["train"] = dict(reversed(system["train"].items()))
+    assert run_study(StudyConfig.build(config)).plain() == saved
 
 
 def test_a_changed_setting_does_that_system_again(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
