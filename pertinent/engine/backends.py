@@ -75,14 +75,15 @@ def open_backend(artifact: Artifact, name: str | None = None, threads: int | Non
 
     That is ``native`` where it was built and knows the network, else ``onnx`` where the model has a graph,
     else ``torch``.
-    ``threads`` is the number of cores to use; ``None`` takes all that this process may use.
+    ``threads`` is the number of cores to use; ``None`` takes all that this process may use, or
+    ``OMP_NUM_THREADS`` where that is fewer.
     """
     if name is None:
         name = best_backend(artifact)
     if name not in BACKENDS:
         raise ConfigError(f"backend {name!r} is not known; allowed: {', '.join(BACKENDS)}")
     if threads is None:
-        threads = available_cores()
+        threads = default_threads()
     if threads < 1:
         raise ConfigError(f"threads is {threads}; give 1 or more, or leave it out for all cores")
     module, _, attribute = BACKENDS[name].partition(":")
@@ -98,6 +99,12 @@ def best_backend(artifact: Artifact) -> str:
     if usable(artifact):
         return "native"
     return "onnx" if artifact.has(GRAPH_FILE) else "torch"
+
+
+def default_threads() -> int:
+    """The cores this process may use, or as many as ``OMP_NUM_THREADS`` says where that is fewer."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # a list names nested levels
+    return min(available_cores(), int(asked)) if asked.isdecimal() and int(asked) > 0 else available_cores()
 
 
 def available_cores(quota_file: str | Path = "/sys/fs/cgroup/cpu.max") -> int:

@@ -54,6 +54,17 @@ def test_cores_follow_the_quota_of_the_container(tmp_path: Path) -> None:
         assert available_cores(quota) == cores
 
 
+@pytest.mark.parametrize(
+    ("asked", "threads"), [("1", 1), ("1,4", 1), ("64", None), ("0", None), ("many", None), ("", None)]
+)
+def test_fewer_threads_may_be_asked_for_as_in_other_libraries(
+    tiny_artifact: Artifact, monkeypatch: pytest.MonkeyPatch, asked: str, threads: int | None
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert open_backend(tiny_artifact).workers == (threads or available_cores())
+    assert open_backend(tiny_artifact, threads=3).workers == 3
+
+
 def test_no_pairs_give_no_logits(tiny_artifact: Artifact, tiny_pairs: Any) -> None:
     backend = open_backend(tiny_artifact, "onnx", 1)
     assert isinstance(backend, OnnxBackend)
