@@ -109,7 +109,7 @@ def open_rival(name: str, model: str | None, threads: int | None, folder: Path) 
     scores are not those of a model with block positions; time is. Late joins are left out of it.
     """
     from pertinent.artifact import open_artifact
-    from pertinent.engine.backends import available_cores
+    from pertinent.engine.backends import default_threads
     from pertinent.folders import model_folder
     from pertinent.lexicon.pairs import PairTokenizer
     from pertinent.models.interchange import export_hugging_face
@@ -120,7 +120,7 @@ def open_rival(name: str, model: str | None, threads: int | None, folder: Path) 
     wiring = {"join_layer": 0, "one_way": False} if getattr(config, "joins_late", False) else {}
     layout = pairs.config.model_copy(update={"positions": "running"})
     export_hugging_face(rewired(network, wiring), PairTokenizer(pairs.tokenizer, layout), folder)
-    return _RIVALS[name](folder, layout.length, threads or available_cores())
+    return _RIVALS[name](folder, layout.length, threads or default_threads())
 
 
 def _open_sentence_transformers(folder: Path, length: int, threads: int) -> Callable[[str, Sequence[str]], Any]:
