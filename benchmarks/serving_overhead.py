@@ -4,7 +4,8 @@
     python benchmarks/serving_overhead.py --only small
 
 One process holds the engine; the server is another, with the same model, index and threads. In each turn the
-engine scores rows, and the server answers `/v1/relevance` for their ids; which of them goes first alternates.
+engine scores items (`index.rows`, `scorer.score_index`), and the server answers `/v1/relevance` for the same ones;
+which of them goes first alternates. Both are given item ids, and in a second round row numbers.
 The overhead of a turn is the server's time less the engine's. The small network (one layer of 64, weights
 drawn at random) takes so little that its own spread does not hide milliseconds; with the shipped one the
 difference is mostly that between two runs of the engine. `processor_ms` are means by turn, on all cores together:
@@ -18,7 +19,6 @@ Writes serving_overhead.json.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import importlib.util
 import json
 import socket
@@ -38,13 +38,47 @@ from pertinent.artifact import write_artifact
 from pertinent.data.samples import read_sample
 from pertinent.engine.index import IndexConfig, ItemIndex
 from pertinent.engine.scorer import Scorer
-from pertinent.load.client import Pool, Reply, Target
+from pertinent.load.client import Reply, Target, parse_head
 from pertinent.records import Item
 
 QUERIES = ("wireless earbuds", "red wool socks", "usb c cable 2 m", "coffee mug", "trail shoe men 42")
 WARM_UP = 5
 # Longer than any request takes on a busy machine: the figures are of what is served, not of what is refused.
 PATIENT = ("--set", "queue.deadline_ms=600000", "--set", "queue.max_wait_ms=600000")
+
+
+class Connection:
+    """One kept connection that blocks: a request out, its answer in, and nothing beside."""
+
+    def __init__(self, url: str) -> None:
+        self.target = Target.of(url)
+        self._socket = socket.create_connection((self.target.host, self.target.port))
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._room = memoryview(bytearray(2**22))
+
+    def send(self, request: bytes) -> Reply:
+        """The answer to a request."""
+        self._socket.sendall(request)
+        head, filled = b"", 0
+        while not head:
+            filled += self._more(filled)
+            end = bytes(self._room[: min(filled, 65_536)]).find(b"\r\n\r\n")
+            head = bytes(self._room[:end]) if end >= 0 else b""
+        status, headers = parse_head(head)
+        start = len(head) + 4
+        while filled < start + int(headers["content-length"]):
+            filled += self._more(filled)
+        return Reply(status, headers, bytes(self._room[start:filled]))
+
+    def close(self) -> None:
+        """Close it."""
+        self._socket.close()
+
+    def _more(self, filled: int) -> int:
+        got = self._socket.recv_into(self._room[filled:])
+        if not got:
+            raise SystemExit("the server closed the connection")
+        return got
 
 
 def told(values: list[float]) -> dict[str, float]:
@@ -75,26 +109,26 @@ def processor_ms(process: int) -> float:
     return sum(int(file.read_text().split()[0]) for file in files) / 1e6
 
 
-async def over_engine(server: Server, scorer: Scorer, index: ItemIndex, ids: list[str], given: Any) -> dict[str, Any]:
-    """The times of the engine and of the server, in turns."""
-    target = Target.of(server.url)
-    pool = Pool(target, 1)
+def over_engine(server: Server, scorer: Scorer, index: ItemIndex, by: str, given: Any) -> dict[str, Any]:
+    """The times of the engine and of the server, in turns; ``by`` says what both are given: item_ids or rows."""
+    connection = Connection(server.url)
     random = np.random.default_rng(0)
+    ids = np.array([item.item_id for item in index.items(range(len(index)))], dtype=object)
     times: dict[str, list[float]] = {"engine": [], "server": [], "difference": [], "around_the_queue": []}
     used = [0.0, 0.0]
     for turn in range(given.turns + WARM_UP):
         rows = random.integers(len(ids), size=given.items)
-        query = QUERIES[turn % len(QUERIES)]
-        body = json.dumps({"query": query, "item_ids": [ids[row] for row in rows]}).encode()
-        request = target.request("POST", "/v1/relevance", body)
+        query, named = QUERIES[turn % len(QUERIES)], ids[rows].tolist()
+        body = json.dumps({"query": query, by: named if by == "item_ids" else rows.tolist()}).encode()
+        request = connection.target.request("POST", "/v1/relevance", body)
         taken = [0.0, 0.0]
         for which in (turn % 2, 1 - turn % 2):
             at = processor_ms(server.process.pid) if which else 1_000 * time.process_time()
             before = time.perf_counter()
             if which:
-                reply = await pool.send(request)
+                reply = connection.send(request)
             else:
-                scores = scorer.score_index(query, index, rows)
+                scores = scorer.score_index(query, index, index.rows(named) if by == "item_ids" else rows)
             taken[which] = 1_000 * (time.perf_counter() - before)
             if turn >= WARM_UP:
                 used[which] += (processor_ms(server.process.pid) if which else 1_000 * time.process_time()) - at
@@ -102,7 +136,7 @@ async def over_engine(server: Server, scorer: Scorer, index: ItemIndex, ids: lis
         if turn >= WARM_UP:
             for name, value in zip(times, (*taken, taken[1] - taken[0], around), strict=True):
                 times[name].append(value)
-    await pool.close()
+    connection.close()
     mean = {name: round(value / given.turns, 2) for name, value in zip(("engine", "server"), used, strict=True)}
     return {"processor_ms": mean, **{f"{name}_ms": told(values) for name, values in times.items()}}
 
@@ -119,22 +153,21 @@ def checked(reply: Reply, scores: Any) -> float:
     return float(answer["timings_ms"]["total"])
 
 
-async def over_http(url: str, path: str, body: Any, turns: int) -> dict[str, float]:
+def over_http(url: str, path: str, body: Any, turns: int) -> dict[str, float]:
     """Milliseconds of a request less those that the queue had it for, where that is told."""
-    target = Target.of(url)
-    pool = Pool(target, 1)
-    request = target.request("POST", path, json.dumps(body).encode())
+    connection = Connection(url)
+    request = connection.target.request("POST", path, json.dumps(body).encode())
     times = []
     for turn in range(turns + WARM_UP):
         before = time.perf_counter()
-        reply = await pool.send(request)
+        reply = connection.send(request)
         taken = 1_000 * (time.perf_counter() - before)
         if reply.status != 200:
             raise SystemExit(f"{path} answered {reply.status}: {reply.body[:300]!r}")
         stages = dict(part.split(";dur=") for part in reply.headers.get("server-timing", "total;dur=0").split(", "))
         if turn >= WARM_UP:
             times.append(taken - float(stages["total"]))
-    await pool.close()
+    connection.close()
     return told(times)
 
 
@@ -162,14 +195,14 @@ def http_table(url: str, items: list[Item], count: int, turns: int) -> dict[str,
     ids, titles = [item.item_id for item in items], [item.title for item in items]
     rows: dict[str, Any] = {}
     for size in (1, count):
-        rows[f"pertinent /v1/relevance, {size} ids"] = asyncio.run(
-            over_http(url, "/v1/relevance", {"query": QUERIES[0], "item_ids": ids[:size]}, turns)
+        rows[f"pertinent /v1/relevance, {size} ids"] = over_http(
+            url, "/v1/relevance", {"query": QUERIES[0], "item_ids": ids[:size]}, turns
         )
         texts = {"query": QUERIES[0], "documents": titles[:size]}
-        rows[f"pertinent /v2/rerank, {size} texts"] = asyncio.run(over_http(url, "/v2/rerank", texts, turns))
+        rows[f"pertinent /v2/rerank, {size} texts"] = over_http(url, "/v2/rerank", texts, turns)
         if importlib.util.find_spec("fastapi") is not None:
             with fastapi_server() as other:
-                found = asyncio.run(over_http(other, "/v2/rerank", texts, turns))
+                found = over_http(other, "/v2/rerank", texts, turns)
             rows[f"FastAPI with pydantic, /v2/rerank, {size} texts"] = found
     return rows
 
@@ -194,8 +227,7 @@ def main() -> None:
                 index = ItemIndex.build(items, scorer.pairs, place / "index", config=IndexConfig(progress=False))
                 flags = ["--index", str(index.path), "--threads", str(given.threads), *PATIENT]
                 with serving(*([] if model is None else [str(model)]), *flags) as server:
-                    ids = [item.item_id for item in items]
-                    found[name] = asyncio.run(over_engine(server, scorer, index, ids, given))
+                    found[name] = {by: over_engine(server, scorer, index, by, given) for by in ("item_ids", "rows")}
                     found[name]["backend"] = scorer.backend.name
                     if name == "small" and not given.skip_http:
                         found["http_ms"] = http_table(server.url, items, given.items, given.turns)

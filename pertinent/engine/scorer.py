@@ -153,7 +153,7 @@ class Scorer:
         states = None if known is None else (known, rows)
 
         def items(places: NDArray[np.int64]) -> tuple[TokenRows, NDArray[np.int64]]:
-            return index.tokens.take(rows[places]), np.arange(len(places))
+            return self.stored(index.tokens, rows[places])
 
         def digests() -> NDArray[np.uint64]:
             return index.digests[rows] if states is None else of_states(index.digests[rows])
@@ -208,6 +208,12 @@ class Scorer:
             Scored(item, float(scores[row]), self.name, bool(was_cut))
             for item, row, was_cut in zip(found, best, cut, strict=True)
         ]
+
+    def stored(self, items: TokenRows, rows: NDArray[np.int64]) -> tuple[TokenRows, NDArray[np.int64]]:
+        """What ``forward`` takes for rows of stored items: all of them where the backend picks rows, else a copy."""
+        if isinstance(self.backend, RowBackend):
+            return items, rows
+        return items.take(rows), np.arange(len(rows))
 
     def batches(
         self, query_lengths: NDArray[np.int64], item_lengths: NDArray[np.int64], tokens: int = MAX_TOKENS

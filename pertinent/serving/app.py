@@ -439,7 +439,7 @@ class App:
         else:
             reply = native.reply(*told)
         headers = _headers(served, result, len(prepared.blank) + len(prepared.unknown), repaired, [])
-        return Reply(msgspec.json.encode(reply), headers=headers)
+        return Reply(native.encode(reply), headers=headers)
 
     async def _relevances(
         self,
@@ -539,18 +539,27 @@ class App:
 
     async def _unless_gone(self, exchange: Exchange, work: Coroutine[Any, Any, Done]) -> Done:
         """What ``work`` gives; it is cancelled when the client closes the connection before."""
-        task = asyncio.ensure_future(work)
+        own, left = asyncio.current_task(), False
+        assert own is not None
+
+        def leave(_: asyncio.Task[None]) -> None:
+            nonlocal left
+            left = True
+            own.cancel()
+
         gone = asyncio.ensure_future(_gone(exchange.receive))
+        gone.add_done_callback(leave)
         try:
-            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise ClientGone
-            return task.result()
+            return await work
+        except asyncio.CancelledError:
+            if left and not own.uncancel():  # else the server cuts what is under way
+                raise ClientGone from None
+            raise
         finally:
-            for each in (task, gone):
-                if not each.done():
-                    each.cancel()
-                    await asyncio.gather(each, return_exceptions=True)
+            gone.remove_done_callback(leave)
+            if not gone.done():
+                gone.cancel()
+                await asyncio.gather(gone, return_exceptions=True)
 
     # --- beside scoring --------------------------------------------------------------------------
 

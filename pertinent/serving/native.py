@@ -10,10 +10,11 @@ import base64
 import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from pertinent.engine.cascade import best_first, fuse_linear, fuse_tiers, keep_relevant, tiers
@@ -186,6 +187,27 @@ class Prepared:
     repaired: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """The items of an answer, best first, as columns ``[m]``; ``index`` are places in the request."""
+
+    index: Rows
+    scores: NDArray[np.floating]
+    relevance: NDArray[np.floating]
+    tiers: Rows | None
+    truncated: NDArray[np.bool_]
+
+    def followed_by(self, other: _Shown) -> _Shown:
+        """Both, one after the other; tiers only where these have them."""
+        return _Shown(
+            np.concatenate([self.index, other.index]),
+            np.concatenate([self.scores, other.scores]),
+            np.concatenate([self.relevance, other.relevance]),
+            None if self.tiers is None or other.tiers is None else np.concatenate([self.tiers, other.tiers]),
+            np.concatenate([self.truncated, other.truncated]),
+        )
+
+
 def prepare(body: RelevanceBody, served: Served, limits: Limits, repaired: int = 0) -> Prepared:
     """What has to be scored. Raises WireError for fields that do not fit together."""
     given = [name for name in ("item_ids", "rows", "texts") if getattr(body, name) is not None]
@@ -252,8 +274,10 @@ def reply(
         for scores in (body.retrieval_scores, body.ranking_scores)
     )
     chosen, filtered = _filtered(body.filter, relevance, retrieval, served)
-    scores, levels = relevance.astype(np.float64), None
+    scores: NDArray[np.floating] = relevance
+    levels: Rows | None = None
     if body.fuse is not None and ranking is not None:
+        scores = relevance.astype(np.float64)
         # Normalized among those that stay: what was filtered out has no say in the order.
         scores[chosen], levels = _fused(body.fuse, relevance, ranking, chosen, served)
     # Without fusion the scores are the relevance, which cannot break its own ties.
@@ -261,36 +285,46 @@ def reply(
     order = chosen[best_first(scores[chosen], *ties)]
     if body.top is not None:
         order = order[: body.top]
-    index = places[order]
-    scorers = _scorers(result, done[order], plan)
+    best = relevance[order]
+    shown = _Shown(
+        places[order],
+        best if scores is relevance else scores[order],
+        best,
+        None if levels is None else levels[order],
+        result.truncated[done][order],
+    )
+    scorers, unscored = _scorers(result, done[order], plan), prepared.places[~result.scored]
+    stood_in: Literal["deadline", "failure"] | None = None
+    if body.fallback and len(unscored):
+        stood_in = "failure" if result.failed else "deadline"
+        added = _lexical(prepared, result, served, None if body.top is None else body.top - len(order))
+        scorers = (scorers or [MODEL] * len(order)) + [LEXICAL] * len(added.index)
+        shown, unscored = shown.followed_by(added), unscored[:0]
     answer = RelevanceReply(
         request_id=request_id,
         model=served.name,
         version=served.version,
         scorer=f"{served.scorer.name}/{served.scorer.backend.name}",
-        index=index.tolist(),
-        ids=_ids(body, index),
-        scores=scores[order].tolist(),
-        relevance=relevance[order].tolist(),
+        index=_column(shown.index),
+        ids=_ids(body, shown.index),
+        scores=_column(shown.scores),
+        relevance=_column(shown.relevance),
         timings_ms={name: round(1000 * value, 3) for name, value in result.seconds.items()},
-        tiers=None if levels is None else levels[order].tolist(),
+        tiers=None if shown.tiers is None else _column(shown.tiers),
         scorers=scorers,
         states=prepared.work.states is not None,
         behavior=None if plan is None else plan.name,
         filtered=filtered,
         partial=not bool(result.scored.all()),
+        stood_in=stood_in,
         scored=len(done),
         unknown=prepared.unknown.tolist(),
-        unscored=prepared.places[~result.scored].tolist(),
+        unscored=unscored.tolist(),
         blank=prepared.blank.tolist(),
         truncated=int(result.truncated[done].sum()),
     )
-    cut = result.truncated[done][order]
-    if body.fallback and answer.unscored:
-        answer.stood_in = "failure" if result.failed else "deadline"
-        cut = np.concatenate([cut, _append_lexical(prepared, answer, result, served)])
     if body.explain:
-        answer.items = _explained(prepared, answer, cut, served)
+        answer.items = _explained(prepared, shown, answer.ids, served)
         if plan is not None:
             pair_of = dict(zip(prepared.places.tolist(), range(len(prepared.places)), strict=True))
             for item in answer.items:
@@ -303,6 +337,24 @@ def reply(
         for item in answer.items[:READ]:
             item.read = explain_title(item.title, pairs, tagger)
     return answer
+
+
+def encode(answer: RelevanceReply) -> bytes:
+    """An answer as JSON. Scores that the model gave have the digits of float32, which are half of float64's."""
+    written: dict[int, msgspec.Raw] = {}  # by column: without fusion, scores and relevance are one
+
+    def write(column: Any) -> msgspec.Raw:
+        if id(column) not in written:
+            whole = np.ascontiguousarray(column)
+            written[id(column)] = msgspec.Raw(orjson.dumps(whole, option=orjson.OPT_SERIALIZE_NUMPY))
+        return written[id(column)]
+
+    return msgspec.json.encode(answer, enc_hook=write)
+
+
+def _column(values: NDArray[Any]) -> list[Any]:
+    """An array in the place of a list: ``encode`` writes it whole, without an object for each number."""
+    return cast(list[Any], values)
 
 
 def _told_thresholds(served: Served) -> list[dict[str, float]] | None:
@@ -336,24 +388,13 @@ def _spoken(plan: Plan, pair: int) -> SpokenBehavior | None:
     )
 
 
-def _append_lexical(prepared: Prepared, answer: RelevanceReply, result: Result, served: Served) -> NDArray[np.bool_]:
-    """Put what was not scored in time at the end of an answer, by word overlap; gives whether each text was cut."""
-    body, left = prepared.body, np.flatnonzero(~result.scored)
-    places = prepared.places[left]
-    titles = _titles(prepared, left, served)
-    overlap = lexical_scores(body.query, titles)
-    order = best_first(overlap)
-    if body.top is not None:
-        order = order[: max(0, body.top - len(answer.index))]
-    answer.scorers = (answer.scorers or [MODEL] * len(answer.index)) + [LEXICAL] * len(order)
-    answer.index += places[order].tolist()
-    answer.ids += _ids(body, places[order])
-    answer.scores += overlap[order].tolist()
-    answer.relevance += overlap[order].tolist()
-    if answer.tiers is not None:
-        answer.tiers += [0] * len(order)
-    answer.unscored = []
-    return np.asarray(result.truncated[left[order]])
+def _lexical(prepared: Prepared, result: Result, served: Served, most: int | None) -> _Shown:
+    """What was not scored in time, by word overlap, in the lowest tier; ``most`` of it, None for all."""
+    left = np.flatnonzero(~result.scored)
+    overlap = lexical_scores(prepared.body.query, _titles(prepared, left, served))
+    order = best_first(overlap)[: None if most is None else max(0, most)]
+    scores, lowest = overlap[order], np.zeros(len(order), dtype=np.int64)
+    return _Shown(prepared.places[left[order]], scores, scores, lowest, result.truncated[left[order]])
 
 
 def _titles(prepared: Prepared, pairs: Rows, served: Served) -> list[str]:
@@ -471,30 +512,39 @@ def _ids(body: RelevanceBody, index: Rows) -> list[int | str]:
     return list(map(given.__getitem__, index.tolist()))
 
 
-def _explained(
-    prepared: Prepared, answer: RelevanceReply, truncated: NDArray[np.bool_], served: Served
-) -> list[Explained]:
-    body, index = prepared.body, answer.index
+def _explained(prepared: Prepared, shown: _Shown, ids: list[int | str], served: Served) -> list[Explained]:
+    body, index = prepared.body, shown.index.tolist()
     if body.texts is not None:
         titles = [body.texts[place] or "" for place in index]
     else:
         assert served.index is not None and prepared.work.rows is not None
         row_of = dict(zip(prepared.places.tolist(), prepared.work.rows.tolist(), strict=True))
         titles = [item.title for item in served.index.items([row_of[place] for place in index])]
+    scores, relevance = (_short(column) for column in (shown.scores, shown.relevance))
+    levels = [None] * len(index) if shown.tiers is None else shown.tiers.tolist()
     return [
         Explained(
             place,
-            answer.ids[spot],
+            ids[spot],
             titles[spot],
-            answer.scores[spot],
-            answer.relevance[spot],
-            None if answer.tiers is None else answer.tiers[spot],
+            scores[spot],
+            relevance[spot],
+            levels[spot],
             None if body.retrieval_scores is None else body.retrieval_scores[place],
             None if body.ranking_scores is None else body.ranking_scores[place],
-            bool(truncated[spot]),
+            bool(shown.truncated[spot]),
         )
         for spot, place in enumerate(index)
     ]
+
+
+def _short(values: NDArray[np.floating]) -> list[float]:
+    """Numbers with no more digits than tell them apart in their own precision, as ``encode`` writes the columns.
+
+    >>> _short(np.array([0.1], dtype=np.float32))
+    [0.1]
+    """
+    return [float(str(value)) for value in values]
 
 
 def _wrong(field: str, message: str) -> WireError:

@@ -683,13 +683,14 @@ def _read(job: Job, start: int, stop: int) -> tuple[_Chunk, Rows, NDArray[np.boo
             # Their lengths are those of blocks: with [SEP].
             lengths = work.states.offsets[rows + 1] - work.states.offsets[rows]
             return _Chunk(start, query_rows, None, work.states, rows), lengths, work.items.truncated[rows]
-        items = work.items.take(rows)
+        items, item_rows = job.scorer.stored(work.items, rows)
     else:
         items = job.scorer.pairs.encode_items(work.titles[start:stop])
         if work.max_tokens is not None:
             items = items.cut(work.max_tokens)
-    chunk = _Chunk(start, query_rows, items, None, np.arange(len(items)))
-    return chunk, items.lengths + 1, items.truncated
+        item_rows = np.arange(len(items))
+    lengths = items.offsets[item_rows + 1] - items.offsets[item_rows]  # of these alone: there may be millions
+    return _Chunk(start, query_rows, items, None, item_rows), lengths + 1, items.truncated[item_rows]
 
 
 def running_threads(scorers: Sequence[Any]) -> int:
