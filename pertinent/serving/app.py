@@ -527,8 +527,8 @@ class App:
         if len(broken) and len(broken) >= NOT_FINITE_SHARE * len(logits):
             self.metrics.bad("not_finite", len(broken))
             raise ScoringError(f"{len(broken)} of {len(logits)} scores are not finite")
-        lowest = np.union1d(broken, blank)
-        if len(lowest):
+        if len(broken) or len(blank):
+            lowest = np.union1d(broken, blank)
             self.metrics.bad("not_finite", len(broken))
             self.metrics.bad("blank", len(blank))
             logits = logits.copy()

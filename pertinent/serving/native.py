@@ -267,22 +267,27 @@ def reply(
 ) -> RelevanceReply:
     """The answer. ``relevance`` are the probabilities of the result's pairs, finite, ``[known]``."""
     body, places = prepared.body, prepared.places
-    done = np.flatnonzero(result.scored)
-    places, relevance = places[done], relevance[done]
+    whole = bool(result.scored.all())
+    # The usual case is everything: then nothing is picked out of the columns.
+    done = slice(None) if whole else np.flatnonzero(result.scored)
+    places, relevance, truncated = places[done], relevance[done], result.truncated[done]
     retrieval, ranking = (
         None if scores is None else np.asarray(scores, dtype=np.float64)[places]
         for scores in (body.retrieval_scores, body.ranking_scores)
     )
     chosen, filtered = _filtered(body.filter, relevance, retrieval, served)
+    every = slice(None) if chosen is None else chosen
     scores: NDArray[np.floating] = relevance
     levels: Rows | None = None
     if body.fuse is not None and ranking is not None:
         scores = relevance.astype(np.float64)
         # Normalized among those that stay: what was filtered out has no say in the order.
-        scores[chosen], levels = _fused(body.fuse, relevance, ranking, chosen, served)
+        scores[every], levels = _fused(body.fuse, relevance, ranking, every, served)
     # Without fusion the scores are the relevance, which cannot break its own ties.
-    ties = [each[chosen] for each in (None if body.fuse is None else relevance, retrieval) if each is not None]
-    order = chosen[best_first(scores[chosen], *ties)]
+    ties = [each[every] for each in (None if body.fuse is None else relevance, retrieval) if each is not None]
+    order = best_first(scores[every], *ties)
+    if chosen is not None:
+        order = chosen[order]
     if body.top is not None:
         order = order[: body.top]
     best = relevance[order]
@@ -291,9 +296,10 @@ def reply(
         best if scores is relevance else scores[order],
         best,
         None if levels is None else levels[order],
-        result.truncated[done][order],
+        truncated[order],
     )
-    scorers, unscored = _scorers(result, done[order], plan), prepared.places[~result.scored]
+    scorers = _scorers(result, order if whole else np.flatnonzero(result.scored)[order], plan)
+    unscored = prepared.places[:0] if whole else prepared.places[~result.scored]
     stood_in: Literal["deadline", "failure"] | None = None
     if body.fallback and len(unscored):
         stood_in = "failure" if result.failed else "deadline"
@@ -315,13 +321,13 @@ def reply(
         states=prepared.work.states is not None,
         behavior=None if plan is None else plan.name,
         filtered=filtered,
-        partial=not bool(result.scored.all()),
+        partial=not whole,
         stood_in=stood_in,
-        scored=len(done),
+        scored=len(places),
         unknown=prepared.unknown.tolist(),
         unscored=unscored.tolist(),
         blank=prepared.blank.tolist(),
-        truncated=int(result.truncated[done].sum()),
+        truncated=int(truncated.sum()),
     )
     if body.explain:
         answer.items = _explained(prepared, shown, answer.ids, served)
@@ -484,9 +490,10 @@ def _from_table(served: Served, recall: str, field: str, setting: str) -> float:
 
 def _filtered(
     chosen: Filter | None, relevance: Scores, retrieval: NDArray[np.float64] | None, served: Served
-) -> tuple[Rows, Filtered | None]:
+) -> tuple[Rows | None, Filtered | None]:
+    """The rows that stay, None for all, and what is told of the filter."""
     if chosen is None:
-        return np.arange(len(relevance)), None
+        return None, None
     threshold = _threshold(chosen, served)
     kept = keep_relevant(relevance, threshold, chosen.keep, chosen.min_keep, retrieval)
     # In input order again, so that equal scores keep it.
@@ -494,7 +501,7 @@ def _filtered(
 
 
 def _fused(
-    fuse: Linear | Tiers, relevance: Scores, ranking: NDArray[np.float64], chosen: Rows, served: Served
+    fuse: Linear | Tiers, relevance: Scores, ranking: NDArray[np.float64], chosen: Rows | slice, served: Served
 ) -> tuple[NDArray[np.float64], Rows | None]:
     if isinstance(fuse, Linear):
         return fuse_linear(relevance[chosen], ranking[chosen], fuse.weight, fuse.normalize), None

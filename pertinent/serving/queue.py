@@ -2,17 +2,21 @@
 
 A request becomes a ``Job``. Its texts are tokenized a chunk at a time and its pairs are computed a batch
 at a time, and after each of these units a thread takes the next one: of the key that has had least so
-far, the job that is due first. A job is due after some times what it would take alone, so a request of 10
-documents does not wait for one of 10,000, none waits for ever, and of equal ones the first is done first:
-under overload that is what keeps those that were taken on within their deadlines. Batches of different
+far, the job that has waited longest against what it would take alone (highest response ratio next). So all
+are slowed down alike: a request of 10 documents does not wait for one of 10,000, not even where those have
+piled up, none waits for ever, and of equal ones the first is done first: under overload that is what keeps
+those that were taken on within their deadlines. Batches of different
 jobs are computed together where that is cheaper. In float32 a score does not depend on its batch mates.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import random
+import sys
 import threading
 import time
 from collections import deque
@@ -44,9 +48,9 @@ _COMPUTED_COST = 8
 # A text costs about as much to tokenize as two of its tokens cost to score.
 _TOKENIZE_COST = 2
 _FADING = 0.98  # a batch
-# A job is due after so many times what it would take alone.
-_STRETCH = 4.0
 _GUESS = 0.001  # seconds a pair
+# The least that a job takes alone, in seconds: below that, handing it over counts for more than computing it.
+_LEAST_ALONE = 0.001
 # Requests of at most so many texts are tokenized before a batch begins that has room for them.
 _FILLING = 16
 # How long a batch takes of a backend that does not mind how large it is: others wait no longer for a thread.
@@ -61,7 +65,8 @@ class QueueConfig(Config):
     """What may wait, in all and for one key; times in milliseconds.
 
     ``max_wait_ms`` is the longest expected wait behind other requests, beyond which new ones are shed.
-    ``key_share`` is the part of ``max_pairs`` and ``max_requests`` that one API key may hold.
+    ``key_share`` is the part of ``max_pairs`` and ``max_requests`` that one API key may hold. ``nice`` is how far
+    scoring threads stand back behind the one that reads and answers, and behind all else on the machine (Linux).
     """
 
     max_requests: int = Field(256, ge=1)
@@ -70,6 +75,7 @@ class QueueConfig(Config):
     key_share: float = Field(0.5, gt=0.0, le=1.0)
     deadline_ms: int = Field(30_000, ge=1)
     batch_tokens: int = Field(MAX_TOKENS, ge=1)
+    nice: int = Field(10, ge=0, le=19)
 
 
 class Refused(Exception):
@@ -205,7 +211,7 @@ class Job:
     logits: NDArray[np.float32]
     scored: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
-    due: float = 0.0  # when it should be done, by the size of it
+    alone: float = _LEAST_ALONE  # seconds that it would take with nothing beside it
     left: int = 0
     tokens: int = 0
     queries: TokenRows | None = None
@@ -232,6 +238,10 @@ class Job:
     def joins(self, other: Job) -> bool:
         """Whether pairs of both may be in one batch."""
         return self.scorer is other.scorer and self.has_texts and other.has_texts
+
+    def stretch(self, now: float) -> float:
+        """How long it has waited, in times of what it would take alone."""
+        return (now - self.submitted) / self.alone
 
     def has_unit(self) -> bool:
         """Whether a thread could take something now."""
@@ -326,12 +336,12 @@ class ScoringQueue:
     def estimate(self, pairs: int) -> float:
         """Seconds that a new job of so many pairs would spend behind the others; 0 before anything is known."""
         with self._ready:
-            return self._ahead(pairs, "", 0, self._due(pairs, time.monotonic()))
+            return self._ahead(pairs, "", 0)
 
     def check_room(self, pairs: int, key: str, priority: int, time_left: float | None) -> None:
         """Raises Refused where a job of so many pairs would be refused now."""
         with self._ready:
-            self._admit(pairs, key, priority, self._due(pairs, time.monotonic()), time_left)
+            self._admit(pairs, key, priority, time_left)
 
     @property
     def waiting(self) -> tuple[int, int, float]:
@@ -383,7 +393,7 @@ class ScoringQueue:
             left=size,
         )
         with self._ready:
-            job.due = self._due(size, job.submitted)
+            job.alone = self._alone(size)
             if self._closed:
                 raise Closed("the server is shutting down")
             if size == 0:
@@ -391,7 +401,7 @@ class ScoringQueue:
                 done(job)
                 return job
             time_left = None if deadline is None or partial else deadline - job.submitted
-            self._admit(size, key, work.priority, job.due, time_left)
+            self._admit(size, key, work.priority, time_left)
             if not any(other.key == key for other in self._jobs):
                 # A key that comes back starts level with the others: it neither saved up nor owes anything.
                 active = {other.key for other in self._jobs}
@@ -402,7 +412,7 @@ class ScoringQueue:
             self._ready.notify_all()
         return job
 
-    def _admit(self, size: int, key: str, priority: int, due: float, time_left: float | None) -> None:
+    def _admit(self, size: int, key: str, priority: int, time_left: float | None) -> None:
         if not self._jobs:
             return
         config = self.config
@@ -412,7 +422,7 @@ class ScoringQueue:
             raise Refused("requests", f"{len(self._jobs)} requests wait already; come again later", retry)
         if self._pairs + size > config.max_pairs:
             raise Refused("pairs", f"{self._pairs} pairs wait already; come again later", retry)
-        ahead = self._ahead(size, key, priority, due)
+        ahead = self._ahead(size, key, priority)
         if ahead > config.max_wait_ms / 1000:
             raise Refused("wait", f"the wait would be some {ahead:.1f} s; come again later", retry)
         needed = ahead + self._seconds(size)
@@ -427,19 +437,28 @@ class ScoringQueue:
         ):
             raise Refused("key", "this API key has its share of the queue; come again later", retry)
 
-    def _due(self, size: int, now: float) -> float:
+    def _alone(self, size: int) -> float:
         # Before anything is known any guess does: it only has to tell small from large.
-        return now + _STRETCH * (self._seconds(size) or size * _GUESS)
+        return max(_LEAST_ALONE, self._seconds(size) or size * _GUESS)
 
-    def _ahead(self, size: int, key: str, priority: int, due: float) -> float:
-        """Seconds of what goes before: of the same key what is due before, of others as much as of this one."""
-        pairs = 0
+    def _ahead(self, size: int, key: str, priority: int) -> float:
+        """Seconds of what goes before a new job: of other keys as much as of this one, of the same key by stretch.
+
+        That is all of jobs no larger, and of larger ones until the new one has waited for as many times its own size.
+        """
+        alone, now = self._alone(size), time.monotonic()
+        before, larger, held = 0, 0, 0.0
         for job in self._jobs:
             if job.key != key:
-                pairs += min(job.left, size)
-            elif (job.work.priority, job.due) <= (priority, due):
-                pairs += job.left
-        return self._seconds(pairs)
+                before += min(job.left, size)
+            elif job.work.priority != priority:
+                before += job.left if job.work.priority < priority else 0
+            elif job.alone <= alone:
+                before += job.left
+            else:
+                larger += job.left
+                held = max(held, (now - job.submitted) * alone / (job.alone - alone))
+        return self._seconds(before) + min(self._seconds(larger), held)
 
     def _seconds(self, pairs: int) -> float:
         """What so many pairs take all threads together; 0 before any were computed."""
@@ -470,6 +489,7 @@ class ScoringQueue:
             _log.debug("nobody waits for a finished job")
 
     def _work(self, number: int) -> None:
+        _give_way(self.config.nice)
         while True:
             with self._ready:
                 self._beats[number] = None
@@ -495,9 +515,10 @@ class ScoringQueue:
                 self._spent = (self._spent[0] + time.monotonic() - began, self._spent[1])
 
     def _take(self) -> _Prepare | list[tuple[Job, _Piece]] | None:
-        """The next unit, of the job that is due first of the key that has had least. Under the lock."""
+        """The next unit, of the job with the longest stretch of the key that has had least. Under the lock."""
+        now = time.monotonic()
         jobs = [job for job in self._jobs if job.has_unit()]
-        jobs.sort(key=lambda job: (self._served[job.key], job.work.priority, job.due))
+        jobs.sort(key=lambda job: (self._served[job.key], job.work.priority, -job.stretch(now)))
         for job in jobs:
             if not job.pieces:
                 return self._next_chunk(job)
@@ -691,6 +712,13 @@ def _read(job: Job, start: int, stop: int) -> tuple[_Chunk, Rows, NDArray[np.boo
         item_rows = np.arange(len(items))
     lengths = items.offsets[item_rows + 1] - items.offsets[item_rows]  # of these alone: there may be millions
     return _Chunk(start, query_rows, items, None, item_rows), lengths + 1, items.truncated[item_rows]
+
+
+def _give_way(nice: int) -> None:
+    """Let the system run this thread after the event loop's: what is read, refused or sent takes microseconds."""
+    if nice and sys.platform == "linux":  # elsewhere a thread has no number of its own
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
 
 
 def running_threads(scorers: Sequence[Any]) -> int:
