@@ -1,10 +1,9 @@
-"""Rows of the item ids that were asked for lately: one look into a dict instead of a search in the index."""
+"""Rows of the item ids that were asked for lately: one look into a table instead of a search in the index."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,36 +11,72 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from pertinent.engine.index import ItemIndex
 
-# Some 100 bytes an id of ten characters: 30 MB, and more with longer ones.
+# 34 MB when full.
 MAX_IDS = 262_144
+# Places for each id, at least: most ids are found at the first place that is looked at.
+_ROOM = 4
+_FEWEST = 1_024
 
 
 class RecentIds:
     """The rows of an index by item id, remembered. For one thread; a new generation of the index needs a new one.
 
-    Only ids that the index has are kept, so their size is that of the catalog's; with more than ``most`` of
-    them it begins anew.
+    Only ids that the index has are kept, so their number is that of the catalog's; with more than ``most`` of
+    them it begins anew. What is kept of an id is Python's hash of its text, 64 bits with a key that each process
+    draws: that two of as many ids share one has a chance of 2 in 10^9, and who sends ids cannot raise it.
+
+    A dict of texts would do the same in twice the time: it follows a pointer to the text and one to the number of
+    each id, somewhere in memory. Here all ids are looked up together, in two arrays.
     """
 
     def __init__(self, index: ItemIndex, most: int = MAX_IDS) -> None:
         self._index, self._most = index, most
-        self._rows: dict[int | str, int] = {}
+        self._begin(_FEWEST)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._count
 
     def find(self, item_ids: Sequence[int | str]) -> NDArray[np.int64]:
         """The rows of the given item ids, ``[n]``; -1 for an id that is not indexed. A number is its text."""
-        with contextlib.suppress(KeyError):  # the usual case by the shortest way: all are known
-            return np.fromiter(map(self._rows.__getitem__, item_ids), dtype=np.int64, count=len(item_ids))
-        rows = list(map(self._rows.get, item_ids))
-        places = [place for place, row in enumerate(rows) if row is None]
-        new = [item_ids[place] for place in places]
-        found = self._index.find(list(map(str, new))).tolist()
-        for place, row in zip(places, found, strict=True):
-            rows[place] = row
-        if len(self._rows) + len(new) > self._most:
-            self._rows.clear()
-        if len(new) <= self._most:
-            self._rows.update((item_id, row) for item_id, row in zip(new, found, strict=True) if row >= 0)
-        return np.array(rows, dtype=np.int64)
+        texts = cast(list[str], item_ids) if set(map(type, item_ids)) == {str} else list(map(str, item_ids))
+        hashes = np.fromiter(map(hash, texts), dtype=np.int64, count=len(texts))
+        rows = self._rows[self._places(hashes)]
+        new = np.flatnonzero(rows < 0)
+        if len(new):
+            rows[new] = self._index.find([texts[place] for place in new])
+            known = new[rows[new] >= 0]
+            self._keep(hashes[known], rows[known])
+        return rows
+
+    def _begin(self, size: int) -> None:
+        self._hashes = np.zeros(size, dtype=np.int64)
+        self._rows = np.full(size, -1, dtype=np.int64)
+        self._count = 0
+
+    def _places(self, hashes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where each hash is, or the free place where it would be; places follow one another where they are taken."""
+        last = len(self._rows) - 1
+        places = hashes & last
+        left = np.flatnonzero(self._hashes[places] != hashes)
+        while len(left := left[self._rows[places[left]] >= 0]):
+            places[left] = (places[left] + 1) & last
+            left = left[self._hashes[places[left]] != hashes[left]]
+        return places
+
+    def _keep(self, hashes: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+        if self._count + len(hashes) > self._most:
+            self._begin(_FEWEST)
+        if len(hashes) > self._most:
+            return
+        if (self._count + len(hashes)) * _ROOM > len(self._rows):
+            kept = self._rows >= 0
+            hashes, rows = np.append(self._hashes[kept], hashes), np.append(self._rows[kept], rows)
+            self._begin(1 << (_ROOM * len(hashes)).bit_length())
+        while len(hashes):
+            places = self._places(hashes)
+            free = self._rows[places] < 0
+            # Of several that want one place the last one has it, and the others look for another in the next round.
+            self._hashes[places[free]], self._rows[places[free]] = hashes[free], rows[free]
+            left = self._hashes[places] != hashes
+            self._count += len(np.unique(places[free]))
+            hashes, rows = hashes[left], rows[left]

@@ -312,7 +312,7 @@ def reply(
         version=served.version,
         scorer=f"{served.scorer.name}/{served.scorer.backend.name}",
         index=_column(shown.index),
-        ids=_ids(body, shown.index),
+        ids=_ids(prepared, shown.index),
         scores=_column(shown.scores),
         relevance=_column(shown.relevance),
         timings_ms={name: round(1000 * value, 3) for name, value in result.seconds.items()},
@@ -330,7 +330,7 @@ def reply(
         truncated=int(truncated.sum()),
     )
     if body.explain:
-        answer.items = _explained(prepared, shown, answer.ids, served)
+        answer.items = _explained(prepared, shown, _listed(answer.ids), served)
         if plan is not None:
             pair_of = dict(zip(prepared.places.tolist(), range(len(prepared.places)), strict=True))
             for item in answer.items:
@@ -509,17 +509,21 @@ def _fused(
     return fuse_tiers(relevance[chosen], ranking[chosen], cuts, fuse.normalize), tiers(relevance, cuts)
 
 
-def _ids(body: RelevanceBody, index: Rows) -> list[int | str]:
-    """What to call the items: the ids or rows that came; for texts their places."""
-    given: Any = body.item_ids if body.item_ids is not None else body.rows
-    if given is None:
-        return list(index.tolist())
-    if isinstance(given, str):
-        given = np.frombuffer(base64.b64decode(given), dtype="<i4").tolist()
-    return list(map(given.__getitem__, index.tolist()))
+def _ids(prepared: Prepared, index: Rows) -> list[int | str]:
+    """What to call the items at places of the request: the ids or rows that came; for texts the places."""
+    given = prepared.body.item_ids
+    if isinstance(given, list):
+        return list(map(given.__getitem__, index.tolist()))
+    if given is not None:
+        return _column(np.frombuffer(base64.b64decode(given), dtype="<i4")[index])
+    if prepared.work.rows is None:
+        return _column(index)
+    rows = np.zeros(len(prepared.places) + len(prepared.unknown), dtype=np.int64)
+    rows[prepared.places] = prepared.work.rows
+    return _column(rows[index])
 
 
-def _explained(prepared: Prepared, shown: _Shown, ids: list[int | str], served: Served) -> list[Explained]:
+def _explained(prepared: Prepared, shown: _Shown, ids: Sequence[int | str], served: Served) -> list[Explained]:
     body, index = prepared.body, shown.index.tolist()
     if body.texts is not None:
         titles = [body.texts[place] or "" for place in index]

@@ -39,3 +39,17 @@ def test_what_is_asked_again_is_not_searched_again(index: ItemIndex, monkeypatch
     recent.find(["b", "a", 12, "no such"])
     assert searched == [["a", "12", "no such"], ["b", "no such"]]
     assert len(recent) == 3, "ids that the index does not have are not kept"
+
+
+def test_many_ids_that_begin_anew_now_and_then_have_the_same_rows() -> None:
+    class Numbered:
+        """An index of ids that are their own rows."""
+
+        def find(self, ids: list[str]) -> np.ndarray:
+            return np.array([int(each) for each in ids], dtype=np.int64)
+
+    recent, random = RecentIds(Numbered(), most=20_000), np.random.default_rng(0)  # type: ignore[arg-type]
+    for most in (500, 5_000, 15_000, 15_000, 60_000):
+        asked = random.integers(most, size=4_000)
+        assert (recent.find([str(number) for number in asked]) == asked).all()
+        assert len(recent) <= 20_000

@@ -45,6 +45,17 @@ def test_ids_rows_packed_rows_and_texts_score_the_same(server: Any, tiny_scorer:
     assert ask(server, item_ids=ids)["ids"] == [ids[place] for place in order]
 
 
+def test_scores_have_the_digits_of_float32_and_are_read_back_as_they_were(server: Any, tiny_scorer: Scorer) -> None:
+    titles = [f"usb cable {number} m" for number in range(40)]
+    answer = ask(server, texts=titles, explain=True)
+    exact = tiny_scorer.score("usb cable", titles)[answer["index"]]
+    assert np.allclose(answer["relevance"], exact, rtol=0, atol=1e-6)
+    assert all(str(np.float32(value)) == str(value) for value in answer["relevance"])
+    assert [item["relevance"] for item in answer["items"]] == answer["relevance"]
+    fused = ask(server, texts=titles, ranking_scores=list(range(40)), fuse={"mode": "linear"}, explain=True)
+    assert [item["score"] for item in fused["items"]] == fused["scores"]
+
+
 def test_whole_numbers_and_packed_numbers_are_ids_too(server: Any) -> None:
     assert set(ask(server, item_ids=[0, 2, 4])["ids"]) == {0, 2, 4}
     assert set(ask(server, item_ids=packed([0, 2, 4]))["ids"]) == {0, 2, 4}

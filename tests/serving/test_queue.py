@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -124,6 +126,33 @@ def test_a_small_request_does_not_wait_for_a_huge_one(speed_scorer: Any, make: M
     before = time.perf_counter()
     taken, busy = asyncio.run(run())
     assert busy and taken < (time.perf_counter() - before) / 4
+
+
+def test_a_small_request_does_not_wait_for_huge_ones_that_are_long_overdue(speed_scorer: Any, make: Make) -> None:
+    scorer, queue = speed_scorer(seconds=2e-6), make()
+
+    async def run() -> tuple[float, float]:
+        await queue.score(Work.of_texts("usb", many(1_000)), scorer)
+        before = time.perf_counter()
+        huge = [asyncio.create_task(queue.score(Work.of_texts("usb", many(1_500)), scorer)) for _ in range(12)]
+        taken = []
+        while not all(task.done() for task in huge):
+            start = time.perf_counter()
+            await queue.score(Work.of_texts("tea", many(5)), scorer)
+            taken.append(time.perf_counter() - start)
+        return max(taken[:-1]), time.perf_counter() - before
+
+    slowest, whole = asyncio.run(run())
+    assert slowest < whole / 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux")
+@pytest.mark.parametrize("nice", [0, 7])
+def test_scoring_threads_stand_back_and_the_others_do_not(nice: int, tiny_scorer: Scorer, make: Make) -> None:
+    queue, own = make(nice=nice), os.getpriority(os.PRIO_PROCESS, 0)
+    asyncio.run(queue.score(Work.of_texts("usb", TITLES), tiny_scorer))
+    found = {os.getpriority(os.PRIO_PROCESS, thread.native_id or 0) for thread in queue._threads}
+    assert found == {nice or own} and os.getpriority(os.PRIO_PROCESS, 0) == own
 
 
 def test_a_key_with_many_requests_leaves_the_others_their_turn(speed_scorer: Any, make: Make) -> None:
