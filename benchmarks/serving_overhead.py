@@ -109,15 +109,15 @@ def processor_ms(process: int) -> float:
     return sum(int(file.read_text().split()[0]) for file in files) / 1e6
 
 
-def over_engine(server: Server, scorer: Scorer, index: ItemIndex, by: str, given: Any) -> dict[str, Any]:
+def over_engine(server: Server, scorer: Scorer, index: ItemIndex, by: str, turns: int, count: int) -> dict[str, Any]:
     """The times of the engine and of the server, in turns; ``by`` says what both are given: item_ids or rows."""
     connection = Connection(server.url)
     random = np.random.default_rng(0)
     ids = np.array([item.item_id for item in index.items(range(len(index)))], dtype=object)
     times: dict[str, list[float]] = {"engine": [], "server": [], "difference": [], "around_the_queue": []}
     used = [0.0, 0.0]
-    for turn in range(given.turns + WARM_UP):
-        rows = random.integers(len(ids), size=given.items)
+    for turn in range(turns + WARM_UP):
+        rows = random.integers(len(ids), size=count)
         query, named = QUERIES[turn % len(QUERIES)], ids[rows].tolist()
         body = json.dumps({"query": query, by: named if by == "item_ids" else rows.tolist()}).encode()
         request = connection.target.request("POST", "/v1/relevance", body)
@@ -137,7 +137,7 @@ def over_engine(server: Server, scorer: Scorer, index: ItemIndex, by: str, given
             for name, value in zip(times, (*taken, taken[1] - taken[0], around), strict=True):
                 times[name].append(value)
     connection.close()
-    mean = {name: round(value / given.turns, 2) for name, value in zip(("engine", "server"), used, strict=True)}
+    mean = {name: round(value / turns, 2) for name, value in zip(("engine", "server"), used, strict=True)}
     return {"processor_ms": mean, **{f"{name}_ms": told(values) for name, values in times.items()}}
 
 
@@ -223,11 +223,16 @@ def main() -> None:
         models = {"small": small_model(place / "small"), "shipped": None}
         for name, model in models.items():
             if given.only in (None, name):
+                turns = (
+                    given.turns if name == "small" else given.turns // 4
+                )  # each of a second, in which little changes
                 scorer = Scorer.load(model, threads=given.threads)
                 index = ItemIndex.build(items, scorer.pairs, place / "index", config=IndexConfig(progress=False))
                 flags = ["--index", str(index.path), "--threads", str(given.threads), *PATIENT]
                 with serving(*([] if model is None else [str(model)]), *flags) as server:
-                    found[name] = {by: over_engine(server, scorer, index, by, given) for by in ("item_ids", "rows")}
+                    found[name] = {
+                        by: over_engine(server, scorer, index, by, turns, given.items) for by in ("item_ids", "rows")
+                    }
                     found[name]["backend"] = scorer.backend.name
                     if name == "small" and not given.skip_http:
                         found["http_ms"] = http_table(server.url, items, given.items, given.turns)

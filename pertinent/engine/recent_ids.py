@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from pertinent.engine.index import ItemIndex
 
-# 34 MB when full.
+# At most 34 MB.
 MAX_IDS = 262_144
 # Places for each id, at least: most ids are found at the first place that is looked at.
 _ROOM = 4
