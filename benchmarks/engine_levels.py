@@ -13,6 +13,9 @@ All scores must be equal to 1e-4, but for those of 8-bit products.
 - ``ctranslate2 int8``: its encoder over tokenized pairs, sorted by length; only where the package is installed.
 - ``native``, ``native int8``: the backends of these names; ``onnxruntime`` and both read an index: only the query is
   tokenized. Random weights pass no gate, so all parts are computed in 8 bits: that measures time, not quality.
+- ``one-way``, ``last layer``, each also in int8: the same network as late joins, where titles never read the query from
+  the second layer on, or both read each other in the last layer only. The index keeps the states of titles. They are
+  other models (titles have places of their own, too) with other scores, equal to their own scores of texts.
 
 ``cold`` starts a new process, loads model and index and scores all titles once: seconds, and its peak memory.
 """
@@ -46,11 +49,16 @@ from pertinent.engine.native_backend import NATIVE_GATE_FILE
 from pertinent.engine.scorer import Scorer
 from pertinent.lexicon.pairs import PairTokenizer
 from pertinent.models.interchange import export_hugging_face
-from pertinent.models.store import save_network
+from pertinent.models.store import build_network, save_network
 from pertinent.records import Item
 
 NETWORKS = {"h128": "L3-H128", "h384": "L3-H384 (MiniLM 0,2,4)"}
 PARTS = [f"layer {layer} {part}" for layer in range(3) for part in ("attention", "feed-forward")]
+LATE_JOINS: dict[str, dict[str, Any]] = {
+    "one-way": {"join_layer": 1, "one_way": True},
+    "last layer": {"join_layer": 2, "one_way": False},
+}
+STATES_DIFFER = 1e-3  # states are kept as float16
 COLD = """
 import json, re, sys, time
 from pertinent.engine.index import ItemIndex
@@ -88,8 +96,34 @@ def contestants(
         "native": lambda: scorers["native"].score_index(QUERY, index),
         "native int8": lambda: scorers["native-int8"].score_index(QUERY, index),
     }
+    for name, joins in LATE_JOINS.items():
+        runs |= late_join(network, pairs, items, folder / name.replace(" ", "-"), name, joins, cores)
     fast = ctranslate2_int8(network, pairs, items, folder, cores)
     return runs if fast is None else {**runs, "ctranslate2 int8": fast}
+
+
+def late_join(
+    network: Any, pairs: PairTokenizer, items: list[Item], folder: Path, name: str, joins: dict[str, Any], cores: int
+) -> dict[str, Callable[[], Any]]:
+    """The network as a late join, from the states of an index; its scores of texts must be the same."""
+    pairs = PairTokenizer(pairs.tokenizer, pairs.config.model_copy(update={"positions": "block"}))
+    late = build_network({**network.config.plain(), **joins}).eval()
+    late.load_state_dict(network.state_dict())
+    with write_artifact(folder / "model", "model", {}) as aside:
+        save_network(aside, late, pairs)
+        write_json(aside / NATIVE_GATE_FILE, {"passed": True, "cheap": PARTS, "reasons": []})
+    scorers = {kind: Scorer.load(folder / "model", kind, cores) for kind in ("native", "native-int8")}
+    exact = scorers["native"]
+    index = ItemIndex.build(items, pairs, folder / "index", exact.version, state_writer=exact.state_writer)
+    some = np.arange(min(200, len(items)))
+    apart = np.abs(exact.score_index(QUERY, index, some) - exact.score(QUERY, [items[row].title for row in some])).max()
+    print(f"{name}: scores from states and from texts differ by {apart:.1e} at most", flush=True)
+    if not apart <= STATES_DIFFER:
+        sys.exit(f"error: that is more than {STATES_DIFFER}")
+    return {
+        name: lambda: exact.score_index(QUERY, index),
+        f"{name} int8": lambda: scorers["native-int8"].score_index(QUERY, index),
+    }
 
 
 def ctranslate2_int8(
@@ -156,7 +190,8 @@ def measure(network: Any, pairs: PairTokenizer, items: list[Item], turns: int, c
         runs = contestants(network, pairs, items, folder, cores)
         scores = {name: np.asarray(run(), dtype=np.float64) for name, run in runs.items()}  # also the warm-up
         differences = {name: float(np.abs(found - scores["native"]).max()) for name, found in scores.items()}
-        wrong = [name for name, size in differences.items() if not size <= 1e-4 and not name.endswith("int8")]
+        exact = [name for name in runs if not name.endswith("int8") and name not in LATE_JOINS]
+        wrong = [name for name in exact if not differences[name] <= 1e-4]
         if wrong:
             sys.exit(f"error: scores of {', '.join(wrong)} differ from those of native: {differences}")
         seconds = take_turns(runs, turns)

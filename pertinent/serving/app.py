@@ -539,13 +539,14 @@ class App:
 
     async def _unless_gone(self, exchange: Exchange, work: Coroutine[Any, Any, Done]) -> Done:
         """What ``work`` gives; it is cancelled when the client closes the connection before."""
-        own, left = asyncio.current_task(), False
+        own, left, over = asyncio.current_task(), False, False
         assert own is not None
 
         def leave(_: asyncio.Task[None]) -> None:
             nonlocal left
-            left = True
-            own.cancel()
+            if not over:  # both may end in one turn of the loop: then this comes when nobody waits any more
+                left = True
+                own.cancel()
 
         gone = asyncio.ensure_future(_gone(exchange.receive))
         gone.add_done_callback(leave)
@@ -556,7 +557,7 @@ class App:
                 raise ClientGone from None
             raise
         finally:
-            gone.remove_done_callback(leave)
+            over = True
             if not gone.done():
                 gone.cancel()
                 await asyncio.gather(gone, return_exceptions=True)

@@ -350,6 +350,8 @@ def encode(answer: RelevanceReply) -> bytes:
     written: dict[int, msgspec.Raw] = {}  # by column: without fusion, scores and relevance are one
 
     def write(column: Any) -> msgspec.Raw:
+        if not isinstance(column, np.ndarray):
+            raise NotImplementedError
         if id(column) not in written:
             whole = np.ascontiguousarray(column)
             written[id(column)] = msgspec.Raw(orjson.dumps(whole, option=orjson.OPT_SERIALIZE_NUMPY))
@@ -399,7 +401,7 @@ def _lexical(prepared: Prepared, result: Result, served: Served, most: int | Non
     left = np.flatnonzero(~result.scored)
     overlap = lexical_scores(prepared.body.query, _titles(prepared, left, served))
     order = best_first(overlap)[: None if most is None else max(0, most)]
-    scores, lowest = overlap[order], np.zeros(len(order), dtype=np.int64)
+    scores, lowest = overlap[order].astype(np.float32), np.zeros(len(order), dtype=np.int64)
     return _Shown(prepared.places[left[order]], scores, scores, lowest, result.truncated[left[order]])
 
 

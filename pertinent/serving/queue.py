@@ -4,8 +4,8 @@ A request becomes a ``Job``. Its texts are tokenized a chunk at a time and its p
 at a time, and after each of these units a thread takes the next one: of the key that has had least so
 far, the job that has waited longest against what it would take alone (highest response ratio next). So all
 are slowed down alike: a request of 10 documents does not wait for one of 10,000, not even where those have
-piled up, none waits for ever, and of equal ones the first is done first: under overload that is what keeps
-those that were taken on within their deadlines. Batches of different
+piled up, and of equal ones the first is done first. Those that would come too late that way go before: under
+overload that is what keeps all that were taken on within their deadlines. Batches of different
 jobs are computed together where that is cheaper. In float32 a score does not depend on its batch mates.
 """
 
@@ -211,7 +211,7 @@ class Job:
     logits: NDArray[np.float32]
     scored: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
-    alone: float = _LEAST_ALONE  # seconds that it would take with nothing beside it
+    deadline: float | None = None
     left: int = 0
     tokens: int = 0
     queries: TokenRows | None = None
@@ -238,10 +238,6 @@ class Job:
     def joins(self, other: Job) -> bool:
         """Whether pairs of both may be in one batch."""
         return self.scorer is other.scorer and self.has_texts and other.has_texts
-
-    def stretch(self, now: float) -> float:
-        """How long it has waited, in times of what it would take alone."""
-        return (now - self.submitted) / self.alone
 
     def has_unit(self) -> bool:
         """Whether a thread could take something now."""
@@ -390,10 +386,10 @@ class ScoringQueue:
             np.zeros(size, dtype=np.float32),
             np.zeros(size, dtype=np.bool_),
             np.zeros(size, dtype=np.bool_),
+            deadline=deadline,
             left=size,
         )
         with self._ready:
-            job.alone = self._alone(size)
             if self._closed:
                 raise Closed("the server is shutting down")
             if size == 0:
@@ -444,21 +440,38 @@ class ScoringQueue:
     def _ahead(self, size: int, key: str, priority: int) -> float:
         """Seconds of what goes before a new job: of other keys as much as of this one, of the same key by stretch.
 
-        That is all of jobs no larger, and of larger ones until the new one has waited for as many times its own size.
+        That is all of jobs no larger, and of larger ones until the new one has waited for as many times its own size,
+        but all of those that are pressed.
         """
         alone, now = self._alone(size), time.monotonic()
+        pressed = self._pressed(now)
         before, larger, held = 0, 0, 0.0
         for job in self._jobs:
             if job.key != key:
                 before += min(job.left, size)
             elif job.work.priority != priority:
                 before += job.left if job.work.priority < priority else 0
-            elif job.alone <= alone:
+            elif (other := self._alone(len(job.work))) <= alone or id(job) in pressed:
                 before += job.left
             else:
                 larger += job.left
-                held = max(held, (now - job.submitted) * alone / (job.alone - alone))
+                held = max(held, (now - job.submitted) * alone / (other - alone))
         return self._seconds(before) + min(self._seconds(larger), held)
+
+    def _pressed(self, now: float) -> set[int]:
+        """Jobs, by identity, that must go first to be done in time and some to spare; not those it is too late for."""
+        possible: list[Job] = []
+        needed, last = 0.0, 0
+        for job in sorted((job for job in self._jobs if job.deadline is not None), key=lambda job: job.deadline or 0.0):
+            assert job.deadline is not None
+            own = self._seconds(job.left)
+            if now + own > job.deadline:
+                continue
+            possible.append(job)
+            needed += own
+            if now + needed > job.deadline - (1 - _PLANNED) * (job.deadline - job.submitted):
+                last = len(possible)
+        return {id(job) for job in possible[:last]}
 
     def _seconds(self, pairs: int) -> float:
         """What so many pairs take all threads together; 0 before any were computed."""
@@ -515,10 +528,20 @@ class ScoringQueue:
                 self._spent = (self._spent[0] + time.monotonic() - began, self._spent[1])
 
     def _take(self) -> _Prepare | list[tuple[Job, _Piece]] | None:
-        """The next unit, of the job with the longest stretch of the key that has had least. Under the lock."""
+        """The next unit: of the key that has had least, what is pressed, else what has the longest stretch. Locked."""
         now = time.monotonic()
         jobs = [job for job in self._jobs if job.has_unit()]
-        jobs.sort(key=lambda job: (self._served[job.key], job.work.priority, -job.stretch(now)))
+        if len(jobs) > 1:
+            pressed = self._pressed(now)
+
+            def rank(job: Job) -> tuple[float, int, bool, float]:
+                # All by the pace of now: by that of their own time equal ones would overtake each other.
+                stretch = (now - job.submitted) / self._alone(len(job.work))
+                if job.deadline is not None and id(job) in pressed:
+                    return self._served[job.key], job.work.priority, False, job.deadline
+                return self._served[job.key], job.work.priority, True, -stretch
+
+            jobs.sort(key=rank)
         for job in jobs:
             if not job.pieces:
                 return self._next_chunk(job)
@@ -717,8 +740,9 @@ def _read(job: Job, start: int, stop: int) -> tuple[_Chunk, Rows, NDArray[np.boo
 def _give_way(nice: int) -> None:
     """Let the system run this thread after the event loop's: what is read, refused or sent takes microseconds."""
     if nice and sys.platform == "linux":  # elsewhere a thread has no number of its own
+        own = threading.get_native_id()
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+            os.setpriority(os.PRIO_PROCESS, own, min(19, os.getpriority(os.PRIO_PROCESS, own) + nice))
 
 
 def running_threads(scorers: Sequence[Any]) -> int:
