@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 MAX_IDS = 262_144
 # Places for each id, at least: most ids are found at the first place that is looked at.
 _ROOM = 4
-_FEWEST = 1_024
 
 
 class RecentIds:
@@ -23,7 +22,8 @@ class RecentIds:
 
     Only ids that the index has are kept, so their number is that of the catalog's; with more than ``most`` of
     them it begins anew. What is kept of an id is Python's hash of its text, 64 bits with a key that each process
-    draws: that two of as many ids share one has a chance of 2 in 10^9, and who sends ids cannot raise it.
+    draws (unless PYTHONHASHSEED is set): that two of as many ids share one has a chance of 2 in 10^9, and who sends
+    ids cannot raise it.
 
     A dict of texts would do the same in twice the time: it follows a pointer to the text and one to the number of
     each id, somewhere in memory. Here all ids are looked up together, in two arrays.
@@ -31,7 +31,11 @@ class RecentIds:
 
     def __init__(self, index: ItemIndex, most: int = MAX_IDS) -> None:
         self._index, self._most = index, most
-        self._begin(_FEWEST)
+        # As large as it will ever be, and written to once: growing it, or getting its pages, would hold up requests.
+        self._size = 1 << (_ROOM * min(len(index), most)).bit_length()
+        self._hashes = np.full(self._size, 0, dtype=np.int64)
+        self._next = np.full(self._size, 0, dtype=np.int64)  # row + 1, 0 where the place is free
+        self._count = 0
 
     def __len__(self) -> int:
         return self._count
@@ -40,7 +44,7 @@ class RecentIds:
         """The rows of the given item ids, ``[n]``; -1 for an id that is not indexed. A number is its text."""
         texts = cast(list[str], item_ids) if set(map(type, item_ids)) == {str} else list(map(str, item_ids))
         hashes = np.fromiter(map(hash, texts), dtype=np.int64, count=len(texts))
-        rows = self._rows[self._places(hashes)]
+        rows = self._next[self._places(hashes)] - 1
         new = np.flatnonzero(rows < 0)
         if len(new):
             rows[new] = self._index.find([texts[place] for place in new])
@@ -48,35 +52,27 @@ class RecentIds:
             self._keep(hashes[known], rows[known])
         return rows
 
-    def _begin(self, size: int) -> None:
-        self._hashes = np.zeros(size, dtype=np.int64)
-        self._rows = np.full(size, -1, dtype=np.int64)
-        self._count = 0
-
     def _places(self, hashes: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where each hash is, or the free place where it would be; places follow one another where they are taken."""
-        last = len(self._rows) - 1
+        last = self._size - 1
         places = hashes & last
         left = np.flatnonzero(self._hashes[places] != hashes)
-        while len(left := left[self._rows[places[left]] >= 0]):
+        while len(left := left[self._next[places[left]] > 0]):
             places[left] = (places[left] + 1) & last
             left = left[self._hashes[places[left]] != hashes[left]]
         return places
 
     def _keep(self, hashes: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
         if self._count + len(hashes) > self._most:
-            self._begin(_FEWEST)
+            self._next.fill(0)  # a hash that stays at a free place does no harm: it has no row
+            self._count = 0
         if len(hashes) > self._most:
             return
-        if (self._count + len(hashes)) * _ROOM > len(self._rows):
-            kept = self._rows >= 0
-            hashes, rows = np.append(self._hashes[kept], hashes), np.append(self._rows[kept], rows)
-            self._begin(1 << (_ROOM * len(hashes)).bit_length())
         while len(hashes):
             places = self._places(hashes)
-            free = self._rows[places] < 0
+            free = self._next[places] == 0
             # Of several that want one place the last one has it, and the others look for another in the next round.
-            self._hashes[places[free]], self._rows[places[free]] = hashes[free], rows[free]
-            left = self._hashes[places] != hashes
+            self._hashes[places[free]], self._next[places[free]] = hashes[free], rows[free] + 1
             self._count += len(np.unique(places[free]))
+            left = self._hashes[places] != hashes
             hashes, rows = hashes[left], rows[left]

@@ -385,6 +385,7 @@ class App:
         async def handle(exchange: Exchange, values: dict[str, str]) -> Reply:
             self._check_room(exchange, self.config.queue.deadline_ms)
             body = await self._body(exchange)
+            began = time.perf_counter()
             request = wire.parse(route, body, wire.clean_path(exchange.scope["path"]))
             dialect = wire.DIALECTS[request.dialect]
             exchange.dialect, exchange.shape = dialect.name, dialect.errors
@@ -394,16 +395,20 @@ class App:
             served = self.models.get(request.model)
             self._say(exchange, served, len(request.documents), request.query)
             work = _work(request, served)
+            self.metrics.took("parse", time.perf_counter() - began)
             deadline = exchange.started + self.config.queue.deadline_ms / 1000
             result = await self._unless_gone(
                 exchange, self._scored(served, work, exchange.key, deadline, partial=False)
             )
+            began = time.perf_counter()
             answer = self._checked(request, result, served, exchange)
             headers = _headers(served, result, len(request.bad), request.repaired, request.unused)
             if dialect.errors == "tei":
                 extra = wire.tei_headers(request, answer)
                 headers += tuple((name.encode(), value.encode()) for name, value in extra.items())
-            return Reply(dialect.render(request, answer), headers=headers)
+            content = dialect.render(request, answer)
+            self.metrics.took("write", time.perf_counter() - began)
+            return Reply(content, headers=headers)
 
         return handle
 
@@ -411,6 +416,7 @@ class App:
         exchange.dialect = "relevance"
         self._check_room(exchange, None)  # it may ask for a partial answer, which no deadline stands against
         content = await self._body(exchange)
+        began = time.perf_counter()
         body, repaired = native.parse(content)
         served = self.models.get(body.model)
         prepared = native.prepare(body, served, self.limits, repaired)
@@ -419,6 +425,7 @@ class App:
         limit = self.config.queue.deadline_ms
         deadline = exchange.started + min(limit, body.deadline_ms or limit) / 1000
         plan = native.behavior_plan(prepared, served)
+        self.metrics.took("parse", time.perf_counter() - began)
         try:
             result, scores = await self._relevances(exchange, prepared, served, plan, deadline)
         except (Refused, DeadlinePassed, Closed, ClientGone, WireError):
@@ -432,6 +439,7 @@ class App:
         self.metrics.bad("unknown", len(prepared.unknown))
         if not result.scored.all():
             self.metrics.late(partial=True)
+        began = time.perf_counter()
         told = (prepared, result, scores, served, exchange.request_id, plan)
         if body.tokens or (body.fallback and not result.scored.all()):
             # Tokens told for people, or word overlap of thousands of titles: other requests do not wait for it.
@@ -439,7 +447,9 @@ class App:
         else:
             reply = native.reply(*told)
         headers = _headers(served, result, len(prepared.blank) + len(prepared.unknown), repaired, [])
-        return Reply(native.encode(reply), headers=headers)
+        written = native.encode(reply)
+        self.metrics.took("write", time.perf_counter() - began)
+        return Reply(written, headers=headers)
 
     async def _relevances(
         self,
@@ -535,7 +545,10 @@ class App:
             finite = np.isfinite(logits) & result.scored
             logits[lowest] = logits[finite].min(initial=np.float32(np.inf)) if finite.any() else 0.0
         self.metrics.scored(len(logits), int(result.truncated.sum()), result.seconds)
-        return served.scorer.probabilities(logits), logits
+        found = served.scorer.probabilities(logits)
+        known = found if result.scored.all() else found[result.scored]
+        self.metrics.relevance(served.name, known, native.filter_threshold(served))
+        return found, logits
 
     async def _unless_gone(self, exchange: Exchange, work: Coroutine[Any, Any, Done]) -> Done:
         """What ``work`` gives; it is cancelled when the client closes the connection before."""

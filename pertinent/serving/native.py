@@ -483,6 +483,14 @@ def _cuts(chosen: Tiers, served: Served) -> tuple[float, ...]:
     return tuple(sorted(_from_table(served, recall, "fuse", "fuse.cuts") for recall in TIER_RECALLS))
 
 
+def filter_threshold(served: Served) -> float | None:
+    """The threshold of the default filter, None for a model without a threshold table."""
+    try:
+        return _from_table(served, FILTER_RECALL, "filter", "filter.threshold")
+    except WireError:
+        return None
+
+
 def _from_table(served: Served, recall: str, field: str, setting: str) -> float:
     try:
         return float((served.thresholds or {})["for_recall"][recall])

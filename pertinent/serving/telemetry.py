@@ -16,8 +16,10 @@ from datetime import UTC, datetime
 from typing import IO, Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
@@ -27,11 +29,14 @@ from pertinent.serving.queue import ScoringQueue
 from pertinent.serving.registry import Registry
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-STAGES = ("queue", "tokenize", "score", "total")
+# Stages that the queue tells, and those around it: a body to work with ids looked up, a result to an ordered answer.
+QUEUE_STAGES = ("queue", "tokenize", "score", "total")
+STAGES = ("parse", *QUEUE_STAGES, "write")
 # Why a request was not taken on.
 SHED = ("requests", "pairs", "wait", "deadline", "key", "searches")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
+_TENTHS = 10  # buckets of relevance
 _LOG_LINES = 10_000
 
 
@@ -44,7 +49,7 @@ class Metrics:
         self._requests = Counter("pertinent_requests", "Answered requests.", ["route", "dialect", "status"], **given)
         self._seconds = Histogram(
             "pertinent_stage_seconds",
-            "Time of scoring requests by stage; tokenize and score are summed over threads.",
+            "Time of scoring requests by stage; tokenize and score are sums over threads, total is the queue's.",
             ["stage"],
             buckets=_SECONDS,
             **given,
@@ -67,6 +72,9 @@ class Metrics:
         for reason in SHED:
             self._shed.labels(reason)
         Gauge("pertinent_up", "1 while the process runs.", **given).set(1)
+        Gauge("pertinent_threads", "Threads of Python in the process.", **given).set_function(threading.active_count)
+        self._relevance = _Relevance()
+        self.registry.register(self._relevance)
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
 
@@ -83,8 +91,16 @@ class Metrics:
         """Count a request whose pairs were scored."""
         self._documents.observe(documents)
         self._truncated.inc(truncated)
-        for stage in STAGES:
+        for stage in QUEUE_STAGES:
             self._seconds.labels(stage).observe(seconds.get(stage, 0.0))
+
+    def took(self, stage: str, seconds: float) -> None:
+        """Note the time of a stage around the queue: ``parse`` or ``write``."""
+        self._seconds.labels(stage).observe(seconds)
+
+    def relevance(self, model: str, found: NDArray[np.float32], threshold: float | None) -> None:
+        """Note the probabilities that a served model gave, ``[n]``, and how many reach the threshold of its filter."""
+        self._relevance.note(model, found, threshold)
 
     def batch(self, pairs: int, tokens: int, padded: int, jobs: int) -> None:
         """Count a batch; ``padded`` counts tokens with padding."""
@@ -116,6 +132,40 @@ class Metrics:
         return generate_latest(self.registry)
 
 
+class _Relevance(Collector):
+    """How relevance is spread, by model: drift of a catalog or of its searches shows here first."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, NDArray[np.int64]] = {}
+        self._sums: dict[str, float] = {}
+        self._passing: dict[str, int] = {}
+
+    def note(self, model: str, found: NDArray[np.float32], threshold: float | None) -> None:
+        """Count values, ``[n]``, in tenths: a histogram that is asked for each of thousands would take milliseconds."""
+        if model not in self._counts:
+            self._counts[model], self._sums[model] = np.zeros(_TENTHS, dtype=np.int64), 0.0
+        tenths = np.clip(np.ceil(found * _TENTHS).astype(np.int64) - 1, 0, _TENTHS - 1)
+        self._counts[model] += np.bincount(tenths, minlength=_TENTHS)
+        self._sums[model] += float(found.sum(dtype=np.float64))
+        if threshold is not None:
+            self._passing[model] = self._passing.get(model, 0) + int(np.count_nonzero(found >= threshold))
+
+    def collect(self) -> Iterable[Any]:
+        spread = HistogramMetricFamily("pertinent_item_relevance", "Relevance of scored items.", labels=["model"])
+        passing = CounterMetricFamily(
+            "pertinent_items_above_threshold", "Scored items that the default filter would keep.", labels=["model"]
+        )
+        for model, counts in self._counts.items():
+            ends = [*(str((place + 1) / _TENTHS) for place in range(_TENTHS - 1)), "1.0", "+Inf"]
+            totals = np.cumsum(counts).tolist()
+            buckets = list(zip(ends, [*totals, totals[-1]], strict=True))
+            spread.add_metric([model], buckets=buckets, sum_value=self._sums[model])
+        for model, count in self._passing.items():
+            passing.add_metric([model], count)
+        yield spread
+        yield passing
+
+
 class _Live(Collector):
     """Values that are read when somebody asks for them."""
 
@@ -137,9 +187,8 @@ class _Live(Collector):
             loaded.add_metric([each.name], each.loaded)
         yield info
         yield loaded
-        failing = CounterMetricFamily("pertinent_models_failing", "Models whose new version was refused.")
-        failing.add_metric([], len(self._models.failures))
-        yield failing
+        refused = len(self._models.failures)
+        yield GaugeMetricFamily("pertinent_models_failing", "Models whose new version was refused.", value=refused)
 
 
 class _Caches(Collector):

@@ -45,6 +45,9 @@ def test_many_ids_that_begin_anew_now_and_then_have_the_same_rows() -> None:
     class Numbered:
         """An index of ids that are their own rows."""
 
+        def __len__(self) -> int:
+            return 100_000
+
         def find(self, ids: list[str]) -> np.ndarray:
             return np.array([int(each) for each in ids], dtype=np.int64)
 
