@@ -75,6 +75,8 @@ class Connection:
         self._socket.close()
 
     def _more(self, filled: int) -> int:
+        if filled == len(self._room):
+            raise SystemExit("the answer is longer than this client reads")
         got = self._socket.recv_into(self._room[filled:])
         if not got:
             raise SystemExit("the server closed the connection")
@@ -223,9 +225,7 @@ def main() -> None:
         models = {"small": small_model(place / "small"), "shipped": None}
         for name, model in models.items():
             if given.only in (None, name):
-                turns = (
-                    given.turns if name == "small" else given.turns // 4
-                )  # each of a second, in which little changes
+                turns = given.turns if name == "small" else given.turns // 4  # each of seconds
                 scorer = Scorer.load(model, threads=given.threads)
                 index = ItemIndex.build(items, scorer.pairs, place / "index", config=IndexConfig(progress=False))
                 flags = ["--index", str(index.path), "--threads", str(given.threads), *PATIENT]
@@ -233,7 +233,7 @@ def main() -> None:
                     found[name] = {
                         by: over_engine(server, scorer, index, by, turns, given.items) for by in ("item_ids", "rows")
                     }
-                    found[name]["backend"] = scorer.backend.name
+                    found[name] |= {"backend": scorer.backend.name, "turns": turns}
                     if name == "small" and not given.skip_http:
                         found["http_ms"] = http_table(server.url, items, given.items, given.turns)
                 print(json.dumps(found, indent=2), flush=True)

@@ -41,6 +41,7 @@ Done = TypeVar("Done")
 
 JSON = b"application/json"
 PLAYGROUND = Path(__file__).parent / "playground" / "index.html"
+API_PAGE = PLAYGROUND.with_name("api.html")
 # The share of scores that may be no numbers before the whole answer is wrong.
 NOT_FINITE_SHARE = 0.01
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
@@ -57,11 +58,12 @@ _OPEN = {
     "oip_ready",
     "model_ready",
     "page",
+    "api_page",
     "openapi",
 }
 
 # Where there is an admin port, only that has these.
-_ADMIN = {"metrics", "config", "openapi", "page", "candidates"}
+_ADMIN = {"metrics", "config", "openapi", "page", "api_page", "candidates"}
 
 # What an error becomes: status, code, and what the client reads (None: the error's own words).
 ERRORS: tuple[tuple[type[BaseException], int, str, str | None], ...] = (
@@ -362,6 +364,7 @@ class App:
         add("POST", "/v1/relevance", "relevance", self._relevance)
         if self.config.playground:
             add("POST", "/v1/candidates", "candidates", self._candidates)
+            add("GET", "/docs", "api_page", self._api_page)
         add("GET", "/livez", "livez", self._live)
         add("GET", "/readyz", "readyz", self._ready)
         add("GET", "/v1/config", "config", self._config)
@@ -636,14 +639,21 @@ class App:
     async def _page(self, exchange: Exchange, values: dict[str, str]) -> Reply:
         if not self.config.playground or b"text/html" not in exchange.header(b"accept"):
             return await self._health(exchange, values)
-        policy = b"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
-        headers = ((b"content-security-policy", policy), (b"x-content-type-options", b"nosniff"))
-        return Reply(PLAYGROUND.read_bytes(), media=b"text/html; charset=utf-8", headers=headers)
+        return _html(PLAYGROUND)
+
+    async def _api_page(self, exchange: Exchange, values: dict[str, str]) -> Reply:
+        return _html(API_PAGE)
 
 
 def build_app(config: ServeConfig, models: Registry, log: EventLog | None = None) -> App:
     """The application over opened models; ``close`` it, or let the server's lifespan do so."""
     return App(config, models, log)
+
+
+def _html(path: Path) -> Reply:
+    policy = b"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+    headers = ((b"content-security-policy", policy), (b"x-content-type-options", b"nosniff"))
+    return Reply(path.read_bytes(), media=b"text/html; charset=utf-8", headers=headers)
 
 
 def package_version() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from types import UnionType
 from typing import Any, get_args
@@ -54,6 +55,20 @@ _OWN = {
     "/readyz": "200 when requests may come",
     "/v1/config": "The settings in use, without secrets",
 }
+_TEXTS = ["Trail shoe, men, size 42", "Garden hose 20 m", "Shoe laces, 3 pairs"]
+_RERANK = {"query": "trail shoe men 42", "documents": _TEXTS, "top_n": 2}
+# A body for each dialect that any served model answers.
+EXAMPLES: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("cohere", "cohere-v1", "jina", "union", "vllm", "infinity"), _RERANK),
+    "voyage": {"query": "trail shoe men 42", "documents": _TEXTS, "top_k": 2, "truncation": True},
+    "mixedbread": {"query": "trail shoe men 42", "input": _TEXTS, "top_k": 2},
+    "nim": {"query": {"text": "trail shoe men 42"}, "passages": [{"text": text} for text in _TEXTS]},
+    "tei": {"query": "trail shoe men 42", "texts": _TEXTS, "raw_scores": False},
+    "tei-predict": {"inputs": [["trail shoe men 42", text] for text in _TEXTS]},
+    "vllm-score": {"text_1": "trail shoe men 42", "text_2": _TEXTS},
+    "relevance": {"query": "trail shoe men 42", "texts": _TEXTS, "top": 2, "explain": True},
+    "candidates": {"query": "shoe", "top": 5},
+}
 
 
 @cache
@@ -65,7 +80,7 @@ def openapi_document(version: str, secured: bool) -> bytes:
     schemas, components = msgspec.json.schema_components(kinds, ref_template=_REFERENCE)
     known = dict(zip(map(repr, kinds), schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {
-        path: {"post": _operation(title, name, "pertinent", known[repr(body)], known[repr(reply)])}
+        path: {"post": _operation(title, name, "pertinent", known[repr(body)], known[repr(reply)], {name: title})}
         for path, (title, name, body, reply) in _OWN_POSTS.items()
     }
     for route in wire.ROUTES:
@@ -77,7 +92,8 @@ def openapi_document(version: str, secured: bool) -> bytes:
             title = " or ".join(each.title for each in dialects)
             bodies = [known[repr(member)] for each in dialects for member in _members(each.body)]
             replies = [known[repr(member)] for each in dialects for member in _members(each.reply)]
-            operation = _operation(title, name, tag, _one_of(bodies), _one_of(replies))
+            shown = {each.name: each.title for each in dialects}
+            operation = _operation(title, name, tag, _one_of(bodies), _one_of(replies), shown)
         else:
             operation = _reading(_READS[route.serves], name, tag)
         if "{" in path:
@@ -109,12 +125,13 @@ def _one_of(schemas: list[Any]) -> Any:
     return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
 
 
-def _operation(title: str, name: str, tag: str, body: Any, reply: Any) -> dict[str, Any]:
+def _operation(title: str, name: str, tag: str, body: Any, reply: Any, dialects: Mapping[str, str]) -> dict[str, Any]:
+    examples = {each: {"summary": words, "value": EXAMPLES[each]} for each, words in dialects.items()}
     return {
         "summary": title,
         "operationId": _identifier(name),
         "tags": [tag],
-        "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+        "requestBody": {"required": True, "content": {"application/json": {"schema": body, "examples": examples}}},
         "responses": {"200": _content("the scores", reply), **{code: _error(words) for code, words in _ERRORS.items()}},
     }
 

@@ -208,6 +208,34 @@ def run_shared() -> Iterator[Callable[..., Process]]:
     yield from _processes()
 
 
+# The contrast of every text with what is behind it.
+CONTRAST = """(() => {
+  const parse = text => text.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(part => part / 255).map(part =>
+    part <= .04045 ? part / 12.92 : ((part + .055) / 1.055) ** 2.4).reduce((sum, part, place) =>
+    sum + part * [.2126, .7152, .0722][place], 0);
+  const behind = node => {
+    for (let each = node; each; each = each.parentElement) {
+      const color = parse(getComputedStyle(each).backgroundColor);
+      if (color.length === 3 || color[3] > 0) return color;
+    }
+    return [255, 255, 255];
+  };
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), low = [];
+  let seen = 0;
+  while (walker.nextNode()) {
+    const node = walker.currentNode.parentElement;
+    const told = walker.currentNode.data.trim() && !["SCRIPT", "OPTION"].includes(node.tagName);
+    if (!told || !node.checkVisibility()) continue;
+    const [one, other] = [light(parse(getComputedStyle(node).color)), light(behind(node))];
+    const ratio = (Math.max(one, other) + .05) / (Math.min(one, other) + .05);
+    seen += 1;
+    if (ratio < 4.5) low.push([node.className, walker.currentNode.data.trim().slice(0, 30), ratio]);
+  }
+  return {seen, low};
+})()"""
+
+
 class Page:
     """A page in a real Chromium, over the pipe that its debugger listens on."""
 
@@ -302,6 +330,11 @@ class Page:
             f"(document.querySelector({json.dumps(selector)}).getBoundingClientRect())"
         )
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=box[0], y=box[1])
+
+    def contrast(self) -> dict[str, Any]:
+        """How many texts are ``seen``, and those with too ``low`` a contrast to be read by everyone."""
+        found: dict[str, Any] = self.js(CONTRAST)
+        return found
 
     def shot(self, path: Path) -> None:
         """A picture of the whole page."""

@@ -12,34 +12,9 @@ from pertinent.engine.scorer import Scorer
 
 QUERY = "usb cable 7"
 ORDERS = ("retrieval", "relevance", "fused")
-# The words of every card of an order, and the contrast of every text with what is behind it.
+# The words of every card of an order.
 CARDS = "[...document.querySelectorAll('#{} .card')].map(card => card.dataset.item)"
 FOCUS = "document.activeElement.dataset.order + ' ' + document.activeElement.dataset.item"
-CONTRAST = """(() => {
-  const parse = text => text.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map(part => part / 255).map(part =>
-    part <= .04045 ? part / 12.92 : ((part + .055) / 1.055) ** 2.4).reduce((sum, part, place) =>
-    sum + part * [.2126, .7152, .0722][place], 0);
-  const behind = node => {
-    for (let each = node; each; each = each.parentElement) {
-      const color = parse(getComputedStyle(each).backgroundColor);
-      if (color.length === 3 || color[3] > 0) return color;
-    }
-    return [255, 255, 255];
-  };
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), low = [];
-  let seen = 0;
-  while (walker.nextNode()) {
-    const node = walker.currentNode.parentElement;
-    const told = walker.currentNode.data.trim() && !["SCRIPT", "OPTION"].includes(node.tagName);
-    if (!told || !node.checkVisibility()) continue;
-    const [one, other] = [light(parse(getComputedStyle(node).color)), light(behind(node))];
-    const ratio = (Math.max(one, other) + .05) / (Math.min(one, other) + .05);
-    seen += 1;
-    if (ratio < 4.5) low.push([node.className, walker.currentNode.data.trim().slice(0, 30), ratio]);
-  }
-  return {seen, low};
-})()"""
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +106,7 @@ def test_an_item_is_followed_through_the_orders_by_keyboard(page: Any, server: A
 def test_every_text_has_contrast_and_every_control_a_name(page: Any, server: Any, dark: bool) -> None:
     search(page, server, dark=dark)
     page.js("document.querySelectorAll('#relevance .card')[1].click(); at('threshold').value = 1; draw()")
-    found = page.js(CONTRAST)
+    found = page.contrast()
     assert found["low"] == [] and found["seen"] > 200
     nodes = page.call("Accessibility.getFullAXTree")["nodes"]
     controls = {"button", "textbox", "searchbox", "combobox", "slider", "radio"}
