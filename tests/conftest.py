@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +96,59 @@ def tiny_network(tiny_pairs: PairTokenizer) -> Any:
 def tiny_artifact(tmp_path_factory: pytest.TempPathFactory, tiny_network: Any, tiny_pairs: PairTokenizer) -> Artifact:
     """A model folder of the tiny network, float32, with ``graph.onnx``. Shared: never write into it."""
     return make_artifact(tmp_path_factory.mktemp("tiny") / "model", tiny_network, tiny_pairs)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+class RedisServer:
+    """A Redis server of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        argv = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        self.process = subprocess.Popen([*argv, "--dir", str(self.folder)], stdout=subprocess.DEVNULL)
+        self.wait()
+
+    def wait(self) -> None:
+        """Until it answers."""
+        import redis
+
+        end = time.monotonic() + 10
+        while time.monotonic() < end:
+            try:
+                self.client().ping()
+                return
+            except redis.RedisError:
+                time.sleep(0.01)
+        raise AssertionError("redis-server does not answer")
+
+    def client(self) -> Any:
+        import redis
+
+        return redis.Redis(port=self.port)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A real Redis that the tests of a module share, may kill and start again."""
+    pytest.importorskip("redis", reason="the redis client is not installed")
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed: apt install redis-server")
+    found = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield found
+    found.kill()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,58 +24,13 @@ TEA = query_digest(STAMP, "tea")
 GENEROUS = 5.0  # for answers that are wanted, however busy the machine is
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-class Server:
-    """A Redis server of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self.process: subprocess.Popen[bytes] | None = None
-        self.start()
-
-    def start(self) -> None:
-        argv = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        self.process = subprocess.Popen([*argv, "--dir", str(self.folder)], stdout=subprocess.DEVNULL)
-        self.wait()
-
-    def wait(self) -> None:
-        """Until it answers."""
-        end = time.monotonic() + 10
-        while time.monotonic() < end:
-            try:
-                self.client().ping()
-                return
-            except redis.RedisError:
-                time.sleep(0.01)
-        raise AssertionError("redis-server does not answer")
-
-    def client(self) -> Any:
-        return redis.Redis(port=self.port)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    if shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not installed: apt install redis-server")
-    found = Server(tmp_path_factory.mktemp("redis"))
-    yield found
-    found.kill()
+def server(redis_server: Any) -> Any:
+    return redis_server
 
 
 @pytest.fixture
-def shared(server: Server) -> Iterator[Callable[..., RedisScores]]:
+def shared(server: Any) -> Iterator[Callable[..., RedisScores]]:
     """``shared(budget)``: a level over an empty server."""
     server.client().flushall()
     made: list[RedisScores] = []
@@ -101,7 +53,7 @@ def block(numbers: Any, offset: float = 0.0) -> Block:
     return Block.of(digests(numbers), logits, np.array(list(numbers)) % 2 == 1)
 
 
-def test_replicas_share_their_scores_bit_for_bit(shared: Any, server: Server) -> None:
+def test_replicas_share_their_scores_bit_for_bit(shared: Any, server: Any) -> None:
     one, other = shared(), shared()
     scores = np.float32([0.1, -3.3333333, 1e-30])
     one.keep(TEA, Block.of(digests([1, 2, 3]), scores, np.array([True, False, False])))
@@ -118,7 +70,7 @@ def test_replicas_share_their_scores_bit_for_bit(shared: Any, server: Server) ->
     assert other.blocks([query_digest(b"another model 16", "tea")]) == [None]
 
 
-def test_a_request_asks_once_for_all_its_queries(shared: Any, server: Server) -> None:
+def test_a_request_asks_once_for_all_its_queries(shared: Any, server: Any) -> None:
     level = shared()
     for query in ("a", "b", "c"):
         level.keep(query_digest(STAMP, query), block(range(50)))
@@ -149,7 +101,7 @@ def poisons(value: bytes) -> dict[str, bytes]:
     }
 
 
-def test_wrong_values_are_misses(shared: Any, server: Server) -> None:
+def test_wrong_values_are_misses(shared: Any, server: Any) -> None:
     level = shared()
     value = pack(TEA, block([1, 2]))
     for number, poison in enumerate(poisons(value).values(), start=1):
@@ -180,7 +132,7 @@ def test_scores_that_are_not_finite_are_no_scores() -> None:
     assert unpack(TEA, None) is None and unpack(TEA, "text") is None
 
 
-def test_a_slow_server_costs_its_budget_and_is_left_alone_after_some_failures(shared: Any, server: Server) -> None:
+def test_a_slow_server_costs_its_budget_and_is_left_alone_after_some_failures(shared: Any, server: Any) -> None:
     now = [0.0]
     breaker = CircuitBreaker(failures=3, pause=1.0, longest=4.0, clock=lambda: now[0])
     level = shared(0.002, breaker=breaker)
@@ -227,7 +179,7 @@ def test_a_server_that_trickles_or_says_nothing_costs_its_budget(shared: Any) ->
         each.close()
 
 
-def test_a_server_that_is_killed_and_comes_back(shared: Any, server: Server) -> None:
+def test_a_server_that_is_killed_and_comes_back(shared: Any, server: Any) -> None:
     now = [0.0]
     level = shared(breaker=CircuitBreaker(failures=2, pause=1.0, longest=4.0, clock=lambda: now[0]))
     level.keep(TEA, block([1]))
@@ -247,7 +199,7 @@ def test_a_server_that_is_killed_and_comes_back(shared: Any, server: Server) -> 
     assert level.blocks([TEA])[0].logits.tolist() == [3.0]
 
 
-def test_an_evicted_or_flushed_value_is_a_miss(shared: Any, server: Server) -> None:
+def test_an_evicted_or_flushed_value_is_a_miss(shared: Any, server: Any) -> None:
     level = shared()
     level.keep(TEA, block([1]))
     assert level.flush()
@@ -262,7 +214,7 @@ def test_an_evicted_or_flushed_value_is_a_miss(shared: Any, server: Server) -> N
         server.client().config_set("maxmemory", "0")
 
 
-def test_writes_that_pile_up_are_left_out(shared: Any, server: Server) -> None:
+def test_writes_that_pile_up_are_left_out(shared: Any, server: Any) -> None:
     level = shared()
     server.client().client_pause(200)
     for _ in range(2_000):
@@ -287,7 +239,7 @@ def test_a_wrong_address_is_an_error_of_the_settings_and_an_absent_server_is_not
             RedisScores(url, seconds=60, budget=0.002)
         told.add(str(caught.value))
     assert len(told) == 1 and "hid" not in told.pop(), "what is said depends on the address"
-    nobody = RedisScores(f"redis://127.0.0.1:{free_port()}", seconds=60, budget=GENEROUS)
+    nobody = RedisScores("redis://127.0.0.1:1", seconds=60, budget=GENEROUS)
     assert nobody.blocks([TEA]) == [None]
     assert nobody.errors == 1
     nobody.close()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import re
@@ -15,6 +16,10 @@ from hypothesis import strategies as st
 from pertinent.engine.index import ItemIndex
 from pertinent.engine.scorer import Scorer
 from pertinent.serving.access import Keys, key_digest
+from pertinent.serving.app import App, Exchange
+from pertinent.serving.config import ServeConfig
+from pertinent.serving.limits import ClientGone
+from pertinent.serving.registry import Registry, Served
 from pertinent.serving.wire import ROUTES
 
 TITLES = ["wireless earbuds", "usb cable", "日本語 イヤホン", "tea pot green"]
@@ -324,3 +329,41 @@ def test_a_limit_of_tokens_scores_as_the_shorter_text_and_counts_it(server: Any)
         assert one["index"] == other["index"] and abs(one["relevance_score"] - other["relevance_score"]) < 1e-5
     unbounded = server.post("/v2/rerank", {**long, "max_tokens_per_doc": 4096})
     assert unbounded.headers["x-truncated"] == "0"
+
+
+@pytest.mark.parametrize("first", ["answer", "client"])
+def test_a_client_that_leaves_as_its_answer_comes_cancels_nothing_afterwards(first: str, tiny_scorer: Scorer) -> None:
+    app = App(ServeConfig(watch_seconds=0), Registry([Served("tiny", tiny_scorer)]))
+    log: list[str] = []
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        gone, done = loop.create_future(), loop.create_future()
+
+        async def wait_for(future: Any) -> Any:
+            return await future
+
+        exchange = Exchange({"headers": []}, lambda: wait_for(gone), "r1", 0.0)
+
+        async def handle() -> None:
+            try:
+                log.append(await app._unless_gone(exchange, wait_for(done)))
+            except ClientGone:
+                log.append("gone")
+            await asyncio.sleep(0.01)  # whatever comes next has to wait, as for a full socket
+            log.append("went on")
+
+        task = loop.create_task(handle())
+        await asyncio.sleep(0.01)
+        gone.set_result({"type": "http.disconnect"})
+        if first == "client":
+            await asyncio.sleep(0)
+        done.set_result("answer")
+        await task
+        assert not task.cancelling()
+
+    try:
+        asyncio.run(run())
+    finally:
+        app.queue.close()
+    assert log == (["answer", "went on"] if first == "answer" else ["gone", "went on"])

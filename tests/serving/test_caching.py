@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 
@@ -267,6 +269,32 @@ def test_a_dead_redis_costs_no_request(start: Any, tiny_scorer: Scorer) -> None:
     text = server.client.get("/metrics").text
     assert counter(text, 'pertinent_cache_errors_total{level="redis"}') >= 1
     assert counter(text, 'pertinent_cache_hits_total{level="memory"}') == 14
+
+
+def test_requests_do_not_notice_that_redis_is_killed_and_comes_back(
+    start: Any, tiny_scorer: Scorer, redis_server: Any
+) -> None:
+    server = start(tiny_scorer, cache={"redis": redis_server.url, "redis_budget_ms": 50})
+    bodies = [{"query": f"tea {n % 7}", "documents": ["tea pot", "mug", f"usb cable {n % 5}"]} for n in range(300)]
+    plain = {json.dumps(body): tiny_scorer.score(body["query"], body["documents"]) for body in bodies}
+    asked = itertools.count()
+
+    def ask(body: Any) -> bool:
+        place = next(asked)
+        if place == 100:
+            redis_server.kill()
+        if place == 200:
+            redis_server.start()
+        answer = httpx2.post(server.url + "/v2/rerank", json=body, timeout=30, trust_env=False)
+        assert answer.status_code == 200, answer.text
+        scores = {result["index"]: result["relevance_score"] for result in answer.json()["results"]}
+        return bool(np.allclose([scores[row] for row in range(3)], plain[json.dumps(body)], atol=1e-6))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(ask, bodies))
+    text = server.client.get("/metrics").text
+    assert counter(text, 'pertinent_cache_hits_total{level="redis"}') > 0
+    assert counter(text, 'pertinent_cache_errors_total{level="redis"}') > 0
 
 
 def test_mined_folders_are_read(shop: Path, tmp_path: Path) -> None:

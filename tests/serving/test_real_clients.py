@@ -12,10 +12,12 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import math
 import os
 import re
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ URL_VARIABLE = "PERTINENT_TEST_URL"
 QUERY = "trail shoe men 42"
 TEXTS = ["Garden hose 20 m", "Trail shoe, men", "Trail shoe, men", "Shoe laces, 3 pairs ☂", "Laufschuh für Herren"]
 
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it asks for a list of prices elsewhere
 pytestmark = [
     # These packages warn about themselves; the law here is what they get from us.
     pytest.mark.filterwarnings("ignore"),
@@ -367,3 +370,34 @@ def test_the_snippets_of_the_docs_run(name: str, code: str, url: str, model: str
     body = {"model": model, "query": "trail shoe men 42", "documents": texts}
     results = call(url, "/v2/rerank", body)["results"]
     assert namespace["ranked"] == [texts[result["index"]] for result in results[:2]]
+
+
+# --- LiteLLM --------------------------------------------------------------------------------------
+
+# What comes after the server's address for each provider.
+LITELLM = {
+    **dict.fromkeys(("cohere", "jina_ai", "hosted_vllm", "huggingface", "voyage", "nvidia_nim"), ""),
+    **dict.fromkeys(("nvidia_nim/ranking", "together_ai", "azure_ai", "scaleway"), ""),
+    "fireworks_ai": "/v1",  # it puts its own name before the model's: needs a server with --any-model
+    "infinity": "/infinity",  # only there is a document a text, as it wants
+}
+
+
+@pytest.mark.parametrize("provider", LITELLM)
+def test_litellm(provider: str, url: str, model: str, expected: list[tuple[int, float]]) -> None:
+    litellm = package("litellm")
+    if provider == "fireworks_ai":
+        try:
+            call(url, "/v2/rerank", {"model": "fireworks/any", "query": QUERY, "documents": TEXTS})
+        except urllib.error.HTTPError:
+            pytest.skip("the server takes no other names of models: start it with --any-model")
+    base = url + LITELLM[provider]
+    answer = litellm.rerank(
+        model=f"{provider}/{model}", query=QUERY, documents=TEXTS, top_n=len(TEXTS), api_base=base, api_key="key"
+    )
+    got = [(result["index"], result["relevance_score"]) for result in answer.results]
+    if provider.startswith("nvidia_nim"):  # logits there
+        got = [(index, 1 / (1 + math.exp(-score))) for index, score in got]
+        assert [index for index, _ in got] == [index for index, _ in expected]
+    else:
+        same(got, expected)
