@@ -1,4 +1,4 @@
-"""Goodput of the server at 0.5, 1, 2 and 5 times its capacity, and small requests beside large ones.
+"""Goodput of the server at 0.5, 1, 2 and 5 times its capacity, and requests of different sizes beside each other.
 
     python benchmarks/serving_overload.py
 
@@ -25,6 +25,7 @@ from pertinent.load.results import Outcomes, group_of, percentiles
 from pertinent.load.run import drive
 
 DEADLINE_MS = 1_000
+MIXED_DEADLINE_MS = 4_000
 DOCUMENTS = 100
 SMALL, LARGE = 10, 5_000
 
@@ -80,6 +81,25 @@ def refusals(outcomes: Outcomes) -> dict[str, float]:
     return percentiles(1_000 * (outcomes.latency - outcomes.lag)[outcomes.refused])
 
 
+def mixed(server: Server, seconds: float, deadline_ms: int) -> dict[str, Any]:
+    """Twice as many small requests as can be answered, and large ones now and then: what is taken on comes in time."""
+    small, large, a_second = 20, 1_000, 0.5
+    config = LoadConfig(url=server.url, mix={small: 1.0, large: 1.0})
+    target = check(config)
+    calls = make_calls(config, target)
+    rate = 2 * capacity(target, [call for call in calls if call.group == small], 300)
+    outcomes = at_rate(
+        target, LoadConfig(url=server.url, mix={small: rate, large: a_second}), calls, rate + a_second, seconds
+    )
+    found: dict[str, Any] = {"deadline_ms": deadline_ms, "small_a_second": round(rate, 1), "large_a_second": a_second}
+    for name, size in (("small", small), ("large", large)):
+        group = group_of(size, outcomes.rows(outcomes.group == size), deadline_ms)
+        told = {"sent": group.sent, "answered": group.answered, "refused": group.refused, "failed": group.failed}
+        found[name] = {**told, "good": group.good, "answered_ms": {**group.percentiles_ms, "max": group.max_ms}}
+    print(json.dumps(found), flush=True)
+    return found
+
+
 def beside(server: Server, seconds: float, large: float) -> dict[str, Any]:
     """Small requests alone, and beside large ones that take ``large`` of the capacity."""
     config = LoadConfig(url=server.url, mix={SMALL: 1.0, LARGE: 1.0})
@@ -116,6 +136,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["set-speed", "shipped"])
     given = parser.parse_args()
     flags = ["--set", f"queue.deadline_ms={DEADLINE_MS}"]
+    unhurried = ["--set", f"queue.deadline_ms={MIXED_DEADLINE_MS}", "--set", "queue.max_wait_ms=2000"]
     patient = ["--set", "queue.max_wait_ms=60000", "--set", "queue.deadline_ms=120000"]
     before = Path(__file__).with_suffix(".json")
     result: dict[str, Any] = json.loads(before.read_text(encoding="utf-8")) if given.only and before.exists() else {}
@@ -124,6 +145,8 @@ def main() -> None:
         # 100 documents of some 40 tokens take 40 ms of one of two threads.
         with set_speed(1e-5, 2, *flags) as server:
             result["set_speed"] = {"overload": overload(server, given.seconds, 300)}
+        with set_speed(1e-5, 2, *unhurried) as server:
+            result["set_speed"]["mixed_overload"] = mixed(server, given.seconds, MIXED_DEADLINE_MS)
         with set_speed(2e-6, 2, *patient) as server:
             result["set_speed"]["small_beside_large"] = [beside(server, given.seconds, part) for part in (0.5, 0.9)]
     if given.only != "set-speed":

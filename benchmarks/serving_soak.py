@@ -1,7 +1,7 @@
 """The server for a long time with bad clients among the good ones, new models all the while, and a leak as control.
 
     python benchmarks/serving_soak.py --minutes 30                 # soak, with a swap a minute
-    python benchmarks/serving_soak.py --swaps 100                  # as many swaps as fast as they are taken
+    python benchmarks/serving_soak.py --swaps 100 --minutes 10     # as many swaps, spread over the time
     python benchmarks/serving_soak.py --minutes 3 --leak 500000    # must fail: bytes kept a request
 
 With the shipped model 3,000 items take seconds of two cores; `--small` takes a network that lets more requests through.
@@ -189,7 +189,8 @@ async def soak(given: argparse.Namespace, server: Server, served: Path, models: 
     times = timetable(given.rate, seconds, "random", 0)
     choices = np.arange(len(times)) % len(calls)
     until = time.monotonic() + seconds
-    every, most = (0.0, given.swaps) if given.swaps else (given.swap_seconds, 10**9)
+    # So many swaps are spread over most of the time, so that there is load beside each.
+    every, most = (0.7 * seconds / given.swaps, given.swaps) if given.swaps else (given.swap_seconds, 10**9)
     bad = max(0.05, MISBEHAVING * given.rate)
     return await asyncio.gather(
         drive(target, calls, times, choices, 256, 60, expected.right),
@@ -206,7 +207,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=0.5, help="requests a second")
     parser.add_argument("--items", type=int, default=3_000)
     parser.add_argument("--swap-seconds", type=float, default=60.0)
-    parser.add_argument("--swaps", type=int, default=0, help="instead: so many, as fast as they are taken")
+    parser.add_argument("--swaps", type=int, default=0, help="instead: so many, spread over the time")
     parser.add_argument("--leak", type=int, default=0, help="bytes that the server keeps of each request")
     parser.add_argument("--slope", type=float, default=SLOPE_MB, help="megabytes a minute that are too many")
     parser.add_argument("--model", help="left out: the shipped model")

@@ -525,6 +525,7 @@ COMMANDS: dict[str, Command] = {
             ),
             Flag("--models", "models", "more models by name", named, "NAME=FOLDER,..."),
             Flag("--any-model", "any_model", "answer requests for unknown models with the first one", switch=True),
+            Flag("--bad-items", "bad_items", "items without a text or in no index", metavar="lowest|reject"),
             Flag("--host", "host", "the address to listen on; 0.0.0.0 is every one of this machine", metavar="ADDRESS"),
             Flag("--port", "port", "the port to listen on; 0 takes a free one", int, "N"),
             Flag("--workers", "workers", "processes", positive, "N"),

@@ -393,6 +393,7 @@ class App:
             dialect = wire.DIALECTS[request.dialect]
             exchange.dialect, exchange.shape = dialect.name, dialect.errors
             check_request(request, self.limits)
+            self._check_items("its text is null or blank", request.bad)
             self._sizes.note(exchange.route, len(body), len(request.documents))
             self._urgent = min(self._urgent, request.priority)
             served = self.models.get(request.model)
@@ -423,6 +424,8 @@ class App:
         body, repaired = native.parse(content)
         served = self.models.get(body.model)
         prepared = native.prepare(body, served, self.limits, repaired)
+        self._check_items("its id is not in the index", prepared.unknown.tolist())
+        self._check_items("its text is null or blank", prepared.blank.tolist())
         self._sizes.note(exchange.route, len(content), len(prepared.work))
         self._say(exchange, served, len(prepared.work), body.query)
         limit = self.config.queue.deadline_ms
@@ -492,6 +495,12 @@ class App:
             return await self._scored(served, work.take(pairs), key, deadline, partial)
 
         return await behavior.score(self.queue, plan, len(work), texts, key, deadline, partial)
+
+    def _check_items(self, problem: str, places: list[int]) -> None:
+        """Raises WireError for items that could only come last, where such requests are refused."""
+        if places and self.config.bad_items == "reject":
+            more = f", and of {len(places) - 1} more" if len(places) > 1 else ""
+            raise WireError(422, f"item {places[0]}: {problem}{more}; this server refuses such items", "bad_items")
 
     def _check_room(self, exchange: Exchange, deadline_ms: int | None) -> None:
         """Raises Refused before a long body is read, where the queue would refuse what must be in it."""

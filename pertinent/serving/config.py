@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -20,7 +20,8 @@ class ServeConfig(Config):
     ``behavior_model`` (left out: with the default model itself), which scores pairs that have any. ``keys``
     are SHA-256 digests of API keys by name, ``keys_file`` has more of them and is read again while the server
     runs. ``admin_port`` takes metrics, configuration and pages off ``port``. ``watch_seconds`` is how often
-    folders and keys are looked at for new versions, 0 for never.
+    folders and keys are looked at for new versions, 0 for never. ``bad_items`` says what becomes of a request in which
+    some items have no text or an id that the index does not have: they come last or are left out, or it is refused.
     """
 
     model: str | None = None
@@ -31,6 +32,7 @@ class ServeConfig(Config):
     behavior: str | None = None
     behavior_model: str | None = None
     any_model: bool = False
+    bad_items: Literal["lowest", "reject"] = "lowest"
     backend: str | None = None
     threads: int | None = Field(None, ge=1)
     workers: int = Field(1, ge=1)

@@ -331,6 +331,21 @@ def test_a_limit_of_tokens_scores_as_the_shorter_text_and_counts_it(server: Any)
     assert unbounded.headers["x-truncated"] == "0"
 
 
+def test_items_without_a_text_or_in_no_index_are_refused_by_place_where_that_is_wanted(
+    tiny_scorer: Scorer, tiny_index: ItemIndex, start: Callable[..., Any]
+) -> None:
+    server = start(tiny_scorer, tiny_index, bad_items="reject")
+    for path, body, place in (
+        ("/v2/rerank", {"documents": ["usb", " ", "tea", ""]}, "item 1: its text is null or blank, and of 1 more;"),
+        ("/tei/rerank", {"texts": ["usb", "tea", ""]}, "item 2: its text"),
+        ("/v1/relevance", {"texts": ["usb", None]}, "item 1: its text"),
+        ("/v1/relevance", {"item_ids": ["0", "gone"]}, "item 1: its id is not in the index;"),
+    ):
+        reply = server.post(path, {"query": "usb", **body})
+        assert reply.status_code == 422 and place in reply.text, reply.text
+    assert server.post("/v1/relevance", {"query": "usb", "item_ids": ["0"]}).status_code == 200
+
+
 @pytest.mark.parametrize("first", ["answer", "client"])
 def test_a_client_that_leaves_as_its_answer_comes_cancels_nothing_afterwards(first: str, tiny_scorer: Scorer) -> None:
     app = App(ServeConfig(watch_seconds=0), Registry([Served("tiny", tiny_scorer)]))
