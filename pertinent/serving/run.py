@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,11 @@ from pertinent.serving.telemetry import EventLog
 
 __all__ = ["ServeConfig", "Stopped", "check", "serve", "sources"]
 
+_log = logging.getLogger(__name__)
+
 _SETTINGS = "PERTINENT_SERVE_SETTINGS"
+# Workers that may die within so many seconds before the next start waits, and the longest it does.
+_CRASHES, _CRASH_WINDOW, _LONGEST_REST = 3, 60.0, 30.0
 _ADMIN = "PERTINENT_SERVE_ADMIN_PORT"
 
 
@@ -164,6 +169,35 @@ def worker_app() -> App:
     return app
 
 
+class Workers(Multiprocess):
+    """Processes that are started again when they die, and ever later when they keep dying.
+
+    After three deaths within a minute the next start waits two seconds, then four, at most thirty: the others keep the
+    cores meanwhile, and the log is readable.
+    """
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
+        super().__init__(config, sockets)
+        self._deaths: list[float] = []
+        self._resting_until = -math.inf
+
+    def keep_subprocess_alive(self) -> None:
+        """Start again what has died, unless that has to wait."""
+        now = time.monotonic()
+        dead = sum(not each.process.is_alive() for each in self.processes)
+        if dead and now < self._resting_until:
+            return
+        if dead:
+            self._deaths = [*(then for then in self._deaths if now - then < _CRASH_WINDOW), *[now] * dead]
+            beyond = len(self._deaths) - _CRASHES
+            if beyond > 0:
+                pause = min(2.0**beyond, _LONGEST_REST)
+                self._resting_until = now + pause
+                message = "%d workers died within a minute; after this start the next one waits %.0f s"
+                _log.error(message, len(self._deaths), pause)
+        super().keep_subprocess_alive()
+
+
 def _serve_workers(config: ServeConfig, sockets: list[socket.socket], url: str) -> None:
     names = Registry.open(sources(config), config.any_model).names  # what is wrong is said once, by the parent
     os.environ[_SETTINGS] = json.dumps(config.plain())
@@ -172,7 +206,7 @@ def _serve_workers(config: ServeConfig, sockets: list[socket.socket], url: str) 
     settings = uvicorn.Config(
         "pertinent.serving.run:worker_app", factory=True, workers=config.workers, **_settings(config)
     )
-    Multiprocess(settings, sockets=sockets).run()
+    Workers(settings, sockets=sockets).run()
 
 
 def _settings(config: ServeConfig) -> dict[str, Any]:

@@ -220,22 +220,44 @@ def test_every_flag_is_an_environment_variable(run: Any, tiny_artifact: Artifact
 
 
 @pytest.mark.slow
+def workers(server: Any) -> list[int] | None:
+    """The process ids of the workers; None where the system does not tell."""
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    if not children.exists():
+        return None
+    numbers = map(int, children.read_text().split())
+    return [each for each in numbers if b"spawn_main" in Path(f"/proc/{each}/cmdline").read_bytes()]
+
+
 def test_workers_share_a_port_and_a_killed_one_comes_back(run: Any, tiny_artifact: Artifact) -> None:
     server = run(str(tiny_artifact.path), "--workers", "2", "--drain-delay", "0")
     server.wait_for("ready", 2)
     assert ask(server.url).status_code == 200
-    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
-    if children.exists():
-        workers = [
-            int(child)
-            for child in children.read_text().split()
-            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
-        ]
-        assert len(workers) == 2
-        os.kill(workers[0], signal.SIGKILL)
+    if (found := workers(server)) is not None:
+        assert len(found) == 2
+        os.kill(found[0], signal.SIGKILL)
         server.wait_for("ready", 3)
     for _ in range(5):
         assert ask(server.url).status_code == 200
+    assert server.end(30) == 0
+
+
+def test_workers_that_keep_dying_are_started_again_later_and_later_while_the_others_answer(
+    run: Any, tiny_artifact: Artifact
+) -> None:
+    server = run(str(tiny_artifact.path), "--workers", "2", "--drain-delay", "0")
+    server.wait_for("ready", 2)
+    if workers(server) is None:
+        pytest.skip("the system does not tell which processes are the workers")
+    for deaths in range(1, 5):
+        os.kill(workers(server)[-1], signal.SIGKILL)
+        server.wait_for("ready", 2 + deaths)
+    assert any("4 workers died within a minute" in line for line in server.lines)
+    before = time.monotonic()
+    os.kill(workers(server)[-1], signal.SIGKILL)
+    assert ask(server.url).status_code == 200
+    server.wait_for("ready", 7)
+    assert time.monotonic() - before > 1
     assert server.end(30) == 0
 
 
