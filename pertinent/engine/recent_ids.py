@@ -30,9 +30,10 @@ class RecentIds:
     """
 
     def __init__(self, index: ItemIndex, most: int = MAX_IDS) -> None:
-        self._index, self._most = index, most
+        self._index = index
         # As large as it will ever be, and written to once: growing it, or getting its pages, would hold up requests.
-        self._size = 1 << (_ROOM * min(len(index), most)).bit_length()
+        self._most = min(len(index), most)
+        self._size = 1 << (_ROOM * self._most).bit_length()
         self._hashes = np.full(self._size, 0, dtype=np.int64)
         self._next = np.full(self._size, 0, dtype=np.int64)  # row + 1, 0 where the place is free
         self._count = 0
@@ -63,6 +64,9 @@ class RecentIds:
         return places
 
     def _keep(self, hashes: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+        # Each once, and never more than there is room for: several texts may stand for one row of a small index.
+        hashes, first = np.unique(hashes, return_index=True)
+        rows = rows[first]
         if self._count + len(hashes) > self._most:
             self._next.fill(0)  # a hash that stays at a free place does no harm: it has no row
             self._count = 0

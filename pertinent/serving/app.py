@@ -393,7 +393,7 @@ class App:
             dialect = wire.DIALECTS[request.dialect]
             exchange.dialect, exchange.shape = dialect.name, dialect.errors
             check_request(request, self.limits)
-            self._check_items("its text is null or blank", request.bad)
+            self._check_items("blank", "its text is null or blank", request.bad)
             self._sizes.note(exchange.route, len(body), len(request.documents))
             self._urgent = min(self._urgent, request.priority)
             served = self.models.get(request.model)
@@ -424,8 +424,8 @@ class App:
         body, repaired = native.parse(content)
         served = self.models.get(body.model)
         prepared = native.prepare(body, served, self.limits, repaired)
-        self._check_items("its id is not in the index", prepared.unknown.tolist())
-        self._check_items("its text is null or blank", prepared.blank.tolist())
+        self._check_items("unknown", "its id is not in the index", prepared.unknown.tolist())
+        self._check_items("blank", "its text is null or blank", prepared.blank.tolist())
         self._sizes.note(exchange.route, len(content), len(prepared.work))
         self._say(exchange, served, len(prepared.work), body.query)
         limit = self.config.queue.deadline_ms
@@ -496,9 +496,10 @@ class App:
 
         return await behavior.score(self.queue, plan, len(work), texts, key, deadline, partial)
 
-    def _check_items(self, problem: str, places: list[int]) -> None:
+    def _check_items(self, reason: str, problem: str, places: list[int]) -> None:
         """Raises WireError for items that could only come last, where such requests are refused."""
         if places and self.config.bad_items == "reject":
+            self.metrics.bad(reason, len(places))
             more = f", and of {len(places) - 1} more" if len(places) > 1 else ""
             raise WireError(422, f"item {places[0]}: {problem}{more}; this server refuses such items", "bad_items")
 
@@ -661,6 +662,7 @@ def build_app(config: ServeConfig, models: Registry, log: EventLog | None = None
 
 def _html(path: Path) -> Reply:
     policy = b"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+    policy += b"; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
     headers = ((b"content-security-policy", policy), (b"x-content-type-options", b"nosniff"))
     return Reply(path.read_bytes(), media=b"text/html; charset=utf-8", headers=headers)
 

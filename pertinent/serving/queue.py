@@ -386,7 +386,8 @@ class ScoringQueue:
             np.zeros(size, dtype=np.float32),
             np.zeros(size, dtype=np.bool_),
             np.zeros(size, dtype=np.bool_),
-            deadline=deadline,
+            # Who takes a part of the answer goes by size alone: their deadline is a wish, and others' is a promise.
+            deadline=None if partial else deadline,
             left=size,
         )
         with self._ready:
@@ -433,9 +434,9 @@ class ScoringQueue:
         ):
             raise Refused("key", "this API key has its share of the queue; come again later", retry)
 
-    def _alone(self, size: int) -> float:
-        # Before anything is known any guess does: it only has to tell small from large.
-        return max(_LEAST_ALONE, self._seconds(size) or size * _GUESS)
+    def _pace_now(self) -> float:
+        """Seconds that a pair takes all threads together; 0 before any were computed."""
+        return self._seconds(1)
 
     def _ahead(self, size: int, key: str, priority: int) -> float:
         """Seconds of what goes before a new job: of other keys as much as of this one, of the same key by stretch.
@@ -443,33 +444,33 @@ class ScoringQueue:
         That is all of jobs no larger, and of larger ones until the new one has waited for as many times its own size,
         but all of those that are pressed.
         """
-        alone, now = self._alone(size), time.monotonic()
-        pressed = self._pressed(now)
+        pace, now = self._pace_now(), time.monotonic()
+        alone = _alone(size, pace)
+        pressed = self._pressed(now, pace)
         before, larger, held = 0, 0, 0.0
         for job in self._jobs:
             if job.key != key:
                 before += min(job.left, size)
             elif job.work.priority != priority:
                 before += job.left if job.work.priority < priority else 0
-            elif (other := self._alone(len(job.work))) <= alone or id(job) in pressed:
+            elif (other := _alone(len(job.logits), pace)) <= alone or id(job) in pressed:
                 before += job.left
             else:
                 larger += job.left
                 held = max(held, (now - job.submitted) * alone / (other - alone))
-        return self._seconds(before) + min(self._seconds(larger), held)
+        return pace * before + min(pace * larger, held)
 
-    def _pressed(self, now: float) -> set[int]:
+    def _pressed(self, now: float, pace: float) -> set[int]:
         """Jobs, by identity, that must go first to be done in time and some to spare; not those it is too late for."""
         possible: list[Job] = []
         needed, last = 0.0, 0
-        for job in sorted((job for job in self._jobs if job.deadline is not None), key=lambda job: job.deadline or 0.0):
-            assert job.deadline is not None
-            own = self._seconds(job.left)
-            if now + own > job.deadline:
+        for deadline, _, job in sorted((job.deadline, id(job), job) for job in self._jobs if job.deadline is not None):
+            own = pace * job.left
+            if now + own > deadline:
                 continue
             possible.append(job)
             needed += own
-            if now + needed > job.deadline - (1 - _PLANNED) * (job.deadline - job.submitted):
+            if now + needed > deadline - (1 - _PLANNED) * (deadline - job.submitted):
                 last = len(possible)
         return {id(job) for job in possible[:last]}
 
@@ -529,14 +530,14 @@ class ScoringQueue:
 
     def _take(self) -> _Prepare | list[tuple[Job, _Piece]] | None:
         """The next unit: of the key that has had least, what is pressed, else what has the longest stretch. Locked."""
-        now = time.monotonic()
         jobs = [job for job in self._jobs if job.has_unit()]
         if len(jobs) > 1:
-            pressed = self._pressed(now)
+            now, pace = time.monotonic(), self._pace_now()
+            pressed = self._pressed(now, pace)
 
             def rank(job: Job) -> tuple[float, int, bool, float]:
                 # All by the pace of now: by that of their own time equal ones would overtake each other.
-                stretch = (now - job.submitted) / self._alone(len(job.work))
+                stretch = (now - job.submitted) / _alone(len(job.logits), pace)
                 if job.deadline is not None and id(job) in pressed:
                     return self._served[job.key], job.work.priority, False, job.deadline
                 return self._served[job.key], job.work.priority, True, -stretch
@@ -735,6 +736,11 @@ def _read(job: Job, start: int, stop: int) -> tuple[_Chunk, Rows, NDArray[np.boo
         item_rows = np.arange(len(items))
     lengths = items.offsets[item_rows + 1] - items.offsets[item_rows]  # of these alone: there may be millions
     return _Chunk(start, query_rows, items, None, item_rows), lengths + 1, items.truncated[item_rows]
+
+
+def _alone(size: int, pace: float) -> float:
+    """Seconds that so many pairs take with nothing beside them; a guess that tells sizes apart before that is known."""
+    return max(_LEAST_ALONE, size * (pace or _GUESS))
 
 
 def _give_way(nice: int) -> None:

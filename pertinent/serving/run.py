@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import ipaddress
 import json
 import logging
@@ -34,9 +35,11 @@ __all__ = ["ServeConfig", "Stopped", "check", "serve", "sources"]
 
 _log = logging.getLogger(__name__)
 
+# Of mallopt(3): blocks of at least so many bytes are mapped one by one.
+_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 2**20
 _SETTINGS = "PERTINENT_SERVE_SETTINGS"
-# Workers that may die within so many seconds before the next start waits, and the longest it does.
-_CRASHES, _CRASH_WINDOW, _LONGEST_REST = 3, 60.0, 30.0
+# Workers that may die before a start waits, the longest that it does, and the seconds without a death that end it.
+_CRASHES, _LONGEST_REST, _CALM = 3, 30.0, 60.0
 _ADMIN = "PERTINENT_SERVE_ADMIN_PORT"
 
 
@@ -57,6 +60,7 @@ def serve(config: ServeConfig) -> Stopped:
     check(config)
     # Whoever waits for a connection's bytes gets the interpreter five times as soon as by default.
     sys.setswitchinterval(0.001)
+    _return_large_blocks()
     # One thread of the tokenizer per scoring thread: they share the cores fairly then.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     listening = bind(config.host, config.port)
@@ -160,6 +164,7 @@ def bind(host: str, port: int) -> socket.socket:
 def worker_app() -> App:
     """The application of one of several worker processes, from the settings that the parent left."""
     sys.setswitchinterval(0.001)
+    _return_large_blocks()
     config = ServeConfig.build(json.loads(os.environ[_SETTINGS]), source="pertinent serve")
     log = EventLog()
     _log_to(log)
@@ -169,33 +174,54 @@ def worker_app() -> App:
     return app
 
 
-class Workers(Multiprocess):
-    """Processes that are started again when they die, and ever later when they keep dying.
+class Rest:
+    """How long the next start of a worker waits after others have died: not at all at first, then ever longer.
 
-    After three deaths within a minute the next start waits two seconds, then four, at most thirty: the others keep the
-    cores meanwhile, and the log is readable.
+    >>> rest = Rest()
+    >>> [rest.after(deaths=1, now=float(second)) for second in range(7)]
+    [0.0, 0.0, 0.0, 2.0, 4.0, 8.0, 16.0]
+    >>> rest.after(deaths=1, now=200.0)  # it went well in between
+    0.0
+    """
+
+    def __init__(self) -> None:
+        self._deaths, self._last, self._pause = 0, -math.inf, 0.0
+
+    def after(self, deaths: int, now: float) -> float:
+        """Seconds to wait now that so many more have died."""
+        if now - self._last > self._pause + _CALM:
+            self._deaths = 0
+        self._deaths += deaths
+        self._last = now
+        self._pause = min(2.0 ** min(self._deaths - _CRASHES, 10), _LONGEST_REST) if self._deaths > _CRASHES else 0.0
+        return self._pause
+
+
+class Workers(Multiprocess):
+    """Processes that are started again when they die, and ever later when they keep dying (``Rest``).
+
+    So the others have the cores meanwhile, and the log stays readable.
     """
 
     def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
         super().__init__(config, sockets)
-        self._deaths: list[float] = []
+        self._rest, self._noticed = Rest(), set[int | None]()
         self._resting_until = -math.inf
 
     def keep_subprocess_alive(self) -> None:
-        """Start again what has died, unless that has to wait."""
-        now = time.monotonic()
-        dead = sum(not each.process.is_alive() for each in self.processes)
-        if dead and now < self._resting_until:
+        """Start again what has died or hangs, unless that has to wait."""
+        if self.should_exit.is_set():
             return
-        if dead:
-            self._deaths = [*(then for then in self._deaths if now - then < _CRASH_WINDOW), *[now] * dead]
-            beyond = len(self._deaths) - _CRASHES
-            if beyond > 0:
-                pause = min(2.0**beyond, _LONGEST_REST)
-                self._resting_until = now + pause
-                message = "%d workers died within a minute; after this start the next one waits %.0f s"
-                _log.error(message, len(self._deaths), pause)
-        super().keep_subprocess_alive()
+        now = time.monotonic()
+        dead = {each.pid for each in self.processes if not each.process.is_alive()}
+        if new := dead - self._noticed:
+            pause = self._rest.after(len(new), now)
+            self._resting_until = now + pause
+            if pause:
+                _log.error("workers keep dying; the next start waits %.0f s", pause)
+        self._noticed = dead
+        if not dead or now >= self._resting_until:
+            super().keep_subprocess_alive()
 
 
 def _serve_workers(config: ServeConfig, sockets: list[socket.socket], url: str) -> None:
@@ -207,6 +233,17 @@ def _serve_workers(config: ServeConfig, sockets: list[socket.socket], url: str) 
         "pertinent.serving.run:worker_app", factory=True, workers=config.workers, **_settings(config)
     )
     Workers(settings, sockets=sockets).run()
+
+
+def _return_large_blocks() -> None:
+    """Let glibc give large blocks back when they are freed.
+
+    Left alone it raises the size from which it does so to that of the largest block freed, and the arrays of models that
+    were swapped out stay with the process, in as many places as threads have loaded models.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 def _settings(config: ServeConfig) -> dict[str, Any]:

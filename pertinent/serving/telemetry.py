@@ -143,7 +143,8 @@ class _Relevance(Collector):
     def note(self, model: str, found: NDArray[np.float32], threshold: float | None) -> None:
         """Count values, ``[n]``, in tenths: a histogram that is asked for each of thousands would take milliseconds."""
         if model not in self._counts:
-            self._counts[model], self._sums[model] = np.zeros(_TENTHS, dtype=np.int64), 0.0
+            self._sums[model] = 0.0
+            self._counts[model] = np.zeros(_TENTHS, dtype=np.int64)
         tenths = np.clip(np.ceil(found * _TENTHS).astype(np.int64) - 1, 0, _TENTHS - 1)
         self._counts[model] += np.bincount(tenths, minlength=_TENTHS)
         self._sums[model] += float(found.sum(dtype=np.float64))
@@ -155,12 +156,12 @@ class _Relevance(Collector):
         passing = CounterMetricFamily(
             "pertinent_items_above_threshold", "Scored items that the default filter would keep.", labels=["model"]
         )
-        for model, counts in self._counts.items():
+        for model, counts in list(self._counts.items()):  # another thread may add one
             ends = [*(str((place + 1) / _TENTHS) for place in range(_TENTHS - 1)), "1.0", "+Inf"]
             totals = np.cumsum(counts).tolist()
             buckets = list(zip(ends, [*totals, totals[-1]], strict=True))
             spread.add_metric([model], buckets=buckets, sum_value=self._sums[model])
-        for model, count in self._passing.items():
+        for model, count in list(self._passing.items()):
             passing.add_metric([model], count)
         yield spread
         yield passing
