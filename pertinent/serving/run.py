@@ -238,7 +238,7 @@ def _serve_workers(config: ServeConfig, sockets: list[socket.socket], url: str) 
 def _return_large_blocks() -> None:
     """Let glibc give large blocks back when they are freed.
 
-    Left alone it raises the size from which it does so to that of the largest block freed, and the arrays of models that
+    Left alone it raises the size from which it does so to that of the largest block freed, and arrays of models that
     were swapped out stay with the process, in as many places as threads have loaded models.
     """
     if sys.platform == "linux":
