@@ -544,6 +544,9 @@ COMMANDS: dict[str, Command] = {
             Flag("--drain-timeout", "drain_timeout", "how long to finish requests after that", float, "S"),
             Flag("--access-log", "access_log", "one JSON line a request on stderr", switch=True),
             Flag("--log-queries", "log_queries", "write the text of queries into these lines", switch=True),
+            Flag(
+                "--tei-metrics", "tei_metrics", "metrics also under the names of text-embeddings-inference", switch=True
+            ),
             Flag("--tracing", "tracing", "a span of OpenTelemetry for each request (extra: otel)", switch=True),
             Flag("--playground", "playground", "the page at /", switch=True),
         ),

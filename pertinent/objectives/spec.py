@@ -78,7 +78,18 @@ class ScoreMSE(Config):
     clip: float = Field(8.0, gt=0.0)
 
 
-Objective = Annotated[Softmax | SoftTarget | MarginMSE | ScoreMSE, Field(discriminator="type")]
+class Pairwise(Config):
+    """Logistic loss of the items of a query whose judged grades differ: order inside queries, not its level.
+
+    ``by_gain`` weighs each pair by what it is worth in NDCG (LambdaRank).
+    """
+
+    type: Literal["pairwise"] = "pairwise"
+    weight: float = Field(1.0, gt=0.0)
+    by_gain: bool = False
+
+
+Objective = Annotated[Softmax | SoftTarget | MarginMSE | ScoreMSE | Pairwise, Field(discriminator="type")]
 
 
 class Heated(Config):
@@ -230,7 +241,7 @@ def objective_loss(spec: Objective, logits: Tensor, targets: Targets, progress: 
     ``logits`` are ``[batch, labels]``; ``progress`` is the fraction of the training done. Rows
     without the target that the loss reads take no part.
     """
-    from pertinent.objectives import classification, distillation
+    from pertinent.objectives import classification, distillation, ranking
 
     target = getattr(targets, needed_column(spec))  # [batch]
     mask = ~target.isnan()
@@ -242,6 +253,8 @@ def objective_loss(spec: Objective, logits: Tensor, targets: Targets, progress: 
     if isinstance(spec, SoftTarget):
         target = target.float().sigmoid() if spec.source == "teacher" else target
         return classification.soft_target(logits, target, spec.subtract_entropy, mask)
+    if isinstance(spec, Pairwise):
+        return ranking.pairwise(classification.relevance_score(logits), target, targets.group, mask, spec.by_gain)
     score, target = classification.relevance_score(logits), target.float().clamp(-spec.clip, spec.clip)
     if spec.space == "probability":
         score, target = score.sigmoid(), target.sigmoid()
@@ -253,11 +266,13 @@ def objective_loss(spec: Objective, logits: Tensor, targets: Targets, progress: 
 def needed_column(spec: Objective) -> Column:
     """The field of ``Targets`` that a loss reads.
 
-    >>> needed_column(Softmax()), needed_column(MarginMSE())
-    ('relevant', 'teacher')
+    >>> needed_column(Softmax()), needed_column(MarginMSE()), needed_column(Pairwise())
+    ('relevant', 'teacher', 'grade')
     """
     if isinstance(spec, Softmax):
         return "relevant"
+    if isinstance(spec, Pairwise):
+        return "grade"
     return spec.source if isinstance(spec, SoftTarget) else "teacher"
 
 
@@ -267,7 +282,7 @@ def needs_groups(objective: Sequence[Objective]) -> bool:
     >>> needs_groups([Softmax()]), needs_groups([Softmax(), MarginMSE()])
     (False, True)
     """
-    return any(isinstance(spec, MarginMSE) for spec in objective)
+    return any(isinstance(spec, MarginMSE | Pairwise) for spec in objective)
 
 
 def loss_names(objective: Sequence[Objective]) -> list[str]:

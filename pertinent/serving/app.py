@@ -102,6 +102,7 @@ class Exchange:
     dialect: str = ""
     shape: ErrorShape = "detail"
     key: str = ""
+    scoring: bool = False  # it asks for scores
     read: bool = False  # the whole body has come
     log: dict[str, Any] = field(default_factory=dict)
     span: Any = None  # of OpenTelemetry, where requests are traced
@@ -142,10 +143,16 @@ class _Entry:
 class App:
     """The ASGI application over served models. ``draining`` is set before it leaves, ``closing`` when it does."""
 
-    def __init__(self, config: ServeConfig, models: Registry, log: EventLog | None = None) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        models: Registry,
+        log: EventLog | None = None,
+        restarts: Callable[[], int] = int,
+    ) -> None:
         self.config, self.models = config, models
         self.limits: Limits = config.limits
-        self.metrics = Metrics()
+        self.metrics = Metrics(config.tei_metrics, restarts)
         self.queue = ScoringQueue(config.queue, running_threads([each.scorer for each in models.all]), self.metrics)
         self.caches = caching.SharedCaches(config.cache)
         self.metrics.watch(self.queue, models, self.caches)
@@ -325,6 +332,8 @@ class App:
 
     def _note(self, exchange: Exchange, status: int) -> None:
         self.metrics.answered(exchange.route, exchange.dialect, status)
+        if exchange.scoring:
+            self.metrics.asked(status, exchange.log.get("documents"), time.monotonic() - exchange.started)
         if self.tracing is not None:
             self.tracing.end(exchange.span, exchange.route, status, {"request_id": exchange.request_id, **exchange.log})
         if self.config.access_log:
@@ -386,6 +395,7 @@ class App:
 
     def _rerank(self, route: wire.Route) -> Handler:
         async def handle(exchange: Exchange, values: dict[str, str]) -> Reply:
+            exchange.scoring = True
             self._check_room(exchange, self.config.queue.deadline_ms)
             body = await self._body(exchange)
             began = time.perf_counter()
@@ -417,7 +427,7 @@ class App:
         return handle
 
     async def _relevance(self, exchange: Exchange, values: dict[str, str]) -> Reply:
-        exchange.dialect = "relevance"
+        exchange.dialect, exchange.scoring = "relevance", True
         self._check_room(exchange, None)  # it may ask for a partial answer, which no deadline stands against
         content = await self._body(exchange)
         began = time.perf_counter()

@@ -50,6 +50,7 @@ class ServeConfig(Config):
     drain_timeout: float = Field(20.0, gt=0)
     access_log: bool = True
     log_queries: bool = False
+    tei_metrics: bool = False
     tracing: bool = False
     playground: bool = True
     limits: Limits = Limits()

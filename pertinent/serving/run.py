@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ _SETTINGS = "PERTINENT_SERVE_SETTINGS"
 # Workers that may die before a start waits, the longest that it does, and the seconds without a death that end it.
 _CRASHES, _LONGEST_REST, _CALM = 3, 30.0, 60.0
 _ADMIN = "PERTINENT_SERVE_ADMIN_PORT"
+_RESTARTS = "PERTINENT_SERVE_RESTARTS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,7 @@ def worker_app() -> App:
     config = ServeConfig.build(json.loads(os.environ[_SETTINGS]), source="pertinent serve")
     log = EventLog()
     _log_to(log)
-    app = build_app(config, Registry.open(sources(config), config.any_model), log)
+    app = App(config, Registry.open(sources(config), config.any_model), log, _restarts)
     app.on_startup = lambda: _on_start(app)
     app.admin_port = json.loads(os.environ.get(_ADMIN, "null"))
     return app
@@ -205,7 +207,7 @@ class Workers(Multiprocess):
 
     def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
         super().__init__(config, sockets)
-        self._rest, self._noticed = Rest(), set[int | None]()
+        self._rest, self._noticed, self._restarts = Rest(), set[int | None](), 0
         self._resting_until = -math.inf
 
     def keep_subprocess_alive(self) -> None:
@@ -215,6 +217,8 @@ class Workers(Multiprocess):
         now = time.monotonic()
         dead = {each.pid for each in self.processes if not each.process.is_alive()}
         if new := dead - self._noticed:
+            self._restarts += len(new)
+            _tell_restarts(self._restarts)
             pause = self._rest.after(len(new), now)
             self._resting_until = now + pause
             if pause:
@@ -232,7 +236,25 @@ def _serve_workers(config: ServeConfig, sockets: list[socket.socket], url: str) 
     settings = uvicorn.Config(
         "pertinent.serving.run:worker_app", factory=True, workers=config.workers, **_settings(config)
     )
-    Workers(settings, sockets=sockets).run()
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # no place to write: restarts are not told, nothing else is missing
+            # Workers share no memory.
+            told = stack.enter_context(tempfile.NamedTemporaryFile(prefix="pertinent-restarts-"))
+            os.environ[_RESTARTS] = told.name
+        Workers(settings, sockets=sockets).run()
+
+
+def _tell_restarts(count: int) -> None:
+    with contextlib.suppress(OSError, KeyError), open(os.environ[_RESTARTS], "r+b", buffering=0) as told:
+        told.write(count.to_bytes(8, "little"))
+
+
+def _restarts() -> int:
+    try:
+        with open(os.environ[_RESTARTS], "rb") as told:
+            return int.from_bytes(told.read(8), "little")
+    except (OSError, KeyError):
+        return 0
 
 
 def _return_large_blocks() -> None:

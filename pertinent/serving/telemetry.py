@@ -6,12 +6,17 @@ queries is written only where the configuration says so; titles, keys and addres
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import functools
+import gc
+import itertools
 import os
 import queue
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import IO, Any
 
@@ -27,6 +32,7 @@ from prometheus_client.registry import Collector
 from pertinent.serving.caching import SharedCaches
 from pertinent.serving.queue import ScoringQueue
 from pertinent.serving.registry import Registry
+from pertinent.serving.tei_metrics import TeiMetrics
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Stages that the queue tells, and those around it: a body to work with ids looked up, a result to an ordered answer.
@@ -36,14 +42,19 @@ STAGES = ("parse", *QUEUE_STAGES, "write")
 SHED = ("requests", "pairs", "wait", "deadline", "key", "searches")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
+_PAUSES = (0.0001, 0.001, 0.01, 0.1, 1.0)
 _TENTHS = 10  # buckets of relevance
 _LOG_LINES = 10_000
 
 
 class Metrics:
-    """All counters of one process, in a registry of their own."""
+    """All counters of one process, in a registry of their own.
 
-    def __init__(self) -> None:
+    ``tei`` tells them under the names of text-embeddings-inference too; ``restarts`` says how many workers were
+    started again, where there are several.
+    """
+
+    def __init__(self, tei: bool = False, restarts: Callable[[], int] = int) -> None:
         self.registry = CollectorRegistry()
         given: dict[str, Any] = {"registry": self.registry}
         self._requests = Counter("pertinent_requests", "Answered requests.", ["route", "dialect", "status"], **given)
@@ -73,6 +84,9 @@ class Metrics:
             self._shed.labels(reason)
         Gauge("pertinent_up", "1 while the process runs.", **given).set(1)
         Gauge("pertinent_threads", "Threads of Python in the process.", **given).set_function(threading.active_count)
+        self.registry.register(_pauses())
+        self.registry.register(_Restarts(restarts))
+        self._tei = TeiMetrics(self.registry) if tei else None
         self._relevance = _Relevance()
         self.registry.register(self._relevance)
         ProcessCollector(registry=self.registry)
@@ -82,10 +96,17 @@ class Metrics:
         """Also show what waits in a queue, which models are served, and what the caches had."""
         self.registry.register(_Live(scoring, models))
         self.registry.register(_Caches(models, caches))
+        if self._tei is not None:
+            self._tei.watch(lambda: scoring.waiting[0])
 
     def answered(self, route: str, dialect: str, status: int) -> None:
         """Count an answer. ``route`` is a template of ours, not the path that came."""
         self._requests.labels(route, dialect, str(status)).inc()
+
+    def asked(self, status: int, documents: int | None, seconds: float) -> None:
+        """Count a scoring request once it is answered; ``documents`` is None where nobody counted them."""
+        if self._tei is not None:
+            self._tei.answered(status, documents, seconds)
 
     def scored(self, documents: int, truncated: int, seconds: Mapping[str, float]) -> None:
         """Count a request whose pairs were scored."""
@@ -93,6 +114,8 @@ class Metrics:
         self._truncated.inc(truncated)
         for stage in QUEUE_STAGES:
             self._seconds.labels(stage).observe(seconds.get(stage, 0.0))
+        if self._tei is not None:
+            self._tei.scored(seconds)
 
     def took(self, stage: str, seconds: float) -> None:
         """Note the time of a stage around the queue: ``parse`` or ``write``."""
@@ -109,6 +132,8 @@ class Metrics:
         self._batch_requests.observe(jobs)
         self._tokens.inc(tokens)
         self._padded.inc(max(0, padded - tokens))
+        if self._tei is not None:
+            self._tei.batch(pairs, tokens)
 
     def shed(self, reason: str) -> None:
         """Count a request refused under load."""
@@ -165,6 +190,48 @@ class _Relevance(Collector):
             passing.add_metric([model], count)
         yield spread
         yield passing
+
+
+class _Pauses(Collector):
+    """How long the garbage collector holds up the process.
+
+    It may run while a lock of any other metric is held, so it counts by itself.
+    """
+
+    def __init__(self) -> None:
+        self._began, self._sum = 0.0, 0.0
+        self._counts = [0] * (len(_PAUSES) + 1)
+        gc.callbacks.append(self._run)
+
+    def _run(self, phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            self._began = time.perf_counter()
+            return
+        took = time.perf_counter() - self._began
+        self._sum += took
+        self._counts[bisect.bisect_left(_PAUSES, took)] += 1
+
+    def collect(self) -> Iterable[Any]:
+        totals = list(itertools.accumulate(self._counts))
+        buckets = list(zip([*map(str, _PAUSES), "+Inf"], totals, strict=True))
+        text = "Runs of the garbage collector, which hold up the process."
+        yield HistogramMetricFamily("pertinent_gc_pause_seconds", text, buckets=buckets, sum_value=self._sum)
+
+
+@functools.cache
+def _pauses() -> _Pauses:
+    return _Pauses()  # one for the process, as there is one collector
+
+
+class _Restarts(Collector):
+    """Workers started again since the start, read when somebody asks."""
+
+    def __init__(self, restarts: Callable[[], int]) -> None:
+        self._restarts = restarts
+
+    def collect(self) -> Iterable[Any]:
+        text = "Workers that were started again because they died."
+        yield CounterMetricFamily("pertinent_worker_restarts", text, value=self._restarts())
 
 
 class _Live(Collector):

@@ -254,6 +254,8 @@ def test_workers_that_keep_dying_are_started_again_later_and_later_while_the_oth
         os.kill(workers(server)[-1], signal.SIGKILL)
         assert ask(server.url).status_code == 200
         server.wait_for("ready", 2 + deaths)
+    restarts = httpx2.get(f"{server.url}/metrics").text
+    assert f"pertinent_worker_restarts_total {deaths}.0" in restarts
     assert sum("workers keep dying; the next start waits 2 s" in line for line in server.lines) == 1
     assert server.end(30) == 0
 

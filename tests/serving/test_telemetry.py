@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import gc
 import io
 import json
+import re
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
+from pertinent.engine.scorer import Scorer
 from pertinent.serving.telemetry import SHED, EventLog, Metrics
 
 
@@ -71,3 +76,40 @@ def test_padding_and_stages_add_up() -> None:
     text = metrics.render().decode()
     assert "pertinent_padding_tokens_total 10.0" in text and "pertinent_tokens_total 90.0" in text
     assert 'pertinent_stage_seconds_sum{stage="score"} 0.1' in text
+
+
+def test_runs_of_the_garbage_collector_are_timed() -> None:
+    def runs() -> float:
+        found = re.search(r"pertinent_gc_pause_seconds_count (\S+)", metrics.render().decode())
+        assert found is not None
+        return float(found[1])
+
+    metrics = Metrics()
+    before = runs()
+    gc.collect()
+    assert runs() >= before + 1
+
+
+def test_metrics_have_names_of_text_embeddings_inference_where_asked(
+    tiny_scorer: Scorer, start: Callable[..., Any]
+) -> None:
+    server = start(tiny_scorer, tei_metrics=True)
+    for texts in (["tea"], ["tea", "tea pot"]):
+        assert server.post("/rerank", {"query": "tea", "texts": texts}).status_code == 200
+    assert server.post("/rerank", {"query": "tea"}).status_code == 422
+    assert server.post("/rerank", {"query": "tea", "model": "none", "documents": ["a"]}).status_code == 404
+    text = server.client.get("/metrics").text
+    for line in (
+        'te_request_count{method="single"} 1.0',
+        'te_request_count{method="batch"} 3.0',
+        'te_request_success{method="batch"} 1.0',
+        'te_request_failure{err="validation"} 1.0',
+        'te_request_failure{err="model_type"} 1.0',
+        "te_request_duration_count 2.0",
+        "te_request_tokenization_duration_count 2.0",
+        "te_batch_next_size_sum 3.0",
+        "te_queue_size 0.0",
+        'te_request_duration_bucket{le="1.5e-05"} 0.0',
+    ):
+        assert f"\n{line}\n" in text, line
+    assert "te_" not in re.sub("pertinent_\\w+", "", start(tiny_scorer).client.get("/metrics").text)
