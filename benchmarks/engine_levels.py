@@ -9,10 +9,16 @@ turn. Beside wall time there is processor time, of all threads together: on a ma
 All scores must be equal to 1e-4, but for those of 8-bit products.
 
 - ``sentence-transformers``: ``CrossEncoder.predict`` as it is.
-- ``onnxruntime``: the backend ``onnx``: fused graph, length buckets, one single-threaded worker a core.
+- ``sentence-transformers openvino``: the same with its backend ``openvino`` in float32, where ``--openvino`` names an
+  interpreter that has ``sentence-transformers[openvino]``: it needs other versions of what is installed here. Its time
+  is taken in its own process, without the way there. ``openvino bf16`` is what it does unasked where the processor has
+  such products: faster, and not equal.
+- ``onnxruntime``: fused graph, length buckets, one single-threaded worker a core, from an export of the network as it
+  is.
+- ``onnx``: the backend of this name, the same but for a last layer that computes ``[CLS]`` alone.
 - ``ctranslate2 int8``: its encoder over tokenized pairs, sorted by length; only where the package is installed.
-- ``native``, ``native int8``: the backends of these names; ``onnxruntime`` and both read an index: only the query is
-  tokenized. Random weights pass no gate, so all parts are computed in 8 bits: that measures time, not quality.
+- ``native``, ``native int8``: the backends of these names; they and those of ONNX Runtime read an index: only the
+  query is tokenized. Random weights pass no gate, so all parts are computed in 8 bits: that measures time, not quality.
 - ``one-way``, ``last layer``, each also in int8: the same network as late joins, where titles never read the query from
   the second layer on, or both read each other in the last layer only. The index keeps the states of titles. They are
   other models (titles have places of their own, too) with other scores, equal to their own scores of texts.
@@ -23,6 +29,8 @@ All scores must be equal to 1e-4, but for those of 8-bit products.
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import json
 import os
 import statistics
@@ -59,6 +67,19 @@ LATE_JOINS: dict[str, dict[str, Any]] = {
     "last layer": {"join_layer": 2, "one_way": False},
 }
 STATES_DIFFER = 1e-3  # states are kept as float16
+OPENVINO = """
+import json, sys, time
+from sentence_transformers import CrossEncoder
+folder, length, precision = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+texts = [tuple(pair) for pair in json.loads(input())]
+model = CrossEncoder(folder, max_length=length, device="cpu", backend="openvino",
+                     model_kwargs={"ov_config": {"INFERENCE_PRECISION_HINT": precision}})
+for line in sys.stdin:
+    wall, used = time.perf_counter(), time.process_time()
+    found = model.predict(texts, show_progress_bar=False)
+    taken = [time.perf_counter() - wall, time.process_time() - used]
+    print(json.dumps({"taken": taken, "scores": found.tolist()}), flush=True)
+"""
 COLD = """
 import json, re, sys, time
 from pertinent.engine.index import ItemIndex
@@ -72,7 +93,7 @@ print(json.dumps([time.time(), int(peak[1]) / 1024 if peak else None, time.proce
 
 
 def contestants(
-    network: Any, pairs: PairTokenizer, items: list[Item], folder: Path, cores: int
+    network: Any, pairs: PairTokenizer, items: list[Item], folder: Path, cores: int, openvino: Path | None
 ) -> dict[str, Callable[[], Any]]:
     from sentence_transformers import CrossEncoder
 
@@ -81,7 +102,13 @@ def contestants(
         save_network(aside, network, pairs)
         write_graph(network, aside)
         write_json(aside / NATIVE_GATE_FILE, {"passed": True, "cheap": PARTS, "reasons": []})
+    plain = copy.deepcopy(network)
+    plain.encoder.forward = functools.partial(whole_layers, plain.encoder)
+    with write_artifact(folder / "plain", "model", {}) as aside:
+        save_network(aside, network, pairs)
+        write_graph(plain, aside)
     scorers = {name: Scorer.load(folder / "model", name, cores) for name in ("onnx", "native", "native-int8")}
+    scorers["onnxruntime"] = Scorer.load(folder / "plain", "onnx", cores)
     index = ItemIndex.build(items, pairs, folder / "index", scorers["native"].version)
     theirs = CrossEncoder(str(folder / "hf"), max_length=LAYOUT.length, device="cpu")
     texts = [(QUERY, item.title) for item in items]
@@ -92,14 +119,48 @@ def contestants(
 
     runs: dict[str, Callable[[], Any]] = {
         "sentence-transformers": rival,
-        "onnxruntime": lambda: scorers["onnx"].score_index(QUERY, index),
+        "onnxruntime": lambda: scorers["onnxruntime"].score_index(QUERY, index),
+        "onnx": lambda: scorers["onnx"].score_index(QUERY, index),
         "native": lambda: scorers["native"].score_index(QUERY, index),
         "native int8": lambda: scorers["native-int8"].score_index(QUERY, index),
     }
     for name, joins in LATE_JOINS.items():
         runs |= late_join(network, pairs, items, folder / name.replace(" ", "-"), name, joins, cores)
+    if openvino is not None:
+        runs["sentence-transformers openvino"] = Elsewhere(openvino, folder / "hf", "f32", texts)
+        runs["openvino bf16"] = Elsewhere(openvino, folder / "hf", "bf16", texts)
     fast = ctranslate2_int8(network, pairs, items, folder, cores)
     return runs if fast is None else {**runs, "ctranslate2 int8": fast}
+
+
+def whole_layers(encoder: Any, states: Any, mask: Any, first_only: bool = False, segment_ids: Any = None) -> Any:
+    """All tokens through all layers, as an export of the network does it."""
+    return type(encoder).forward(encoder, states, mask, False, segment_ids)
+
+
+class Elsewhere:
+    """sentence-transformers with its backend ``openvino`` in a process of another interpreter."""
+
+    def __init__(self, python: Path, folder: Path, precision: str, texts: list[tuple[str, str]]) -> None:
+        self.command = [str(python), "-c", OPENVINO, str(folder), str(LAYOUT.length), precision]
+        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.taken = (0.0, 0.0)
+        self._send(json.dumps(texts))
+
+    def __call__(self) -> Any:
+        self._send("go")
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith('{"taken"'):
+                answer = json.loads(line)
+                self.taken = tuple(answer["taken"])
+                return answer["scores"]
+        sys.exit(f"error: {self.command[0]} ended with {self.process.wait()}: has it sentence-transformers[openvino]?")
+
+    def _send(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
 
 
 def late_join(
@@ -171,8 +232,10 @@ def take_turns(runs: dict[str, Callable[[], Any]], turns: int) -> dict[str, list
         order = list(runs)[turn % len(runs) :] + list(runs)[: turn % len(runs)]
         for name in order:
             wall, used = time.perf_counter(), time.process_time()
-            runs[name]()
-            seconds[name].append((time.perf_counter() - wall, time.process_time() - used))
+            run = runs[name]
+            run()
+            taken = (time.perf_counter() - wall, time.process_time() - used)
+            seconds[name].append(run.taken if isinstance(run, Elsewhere) else taken)
     return seconds
 
 
@@ -184,13 +247,15 @@ def cold_start(folder: Path, backend: str) -> dict[str, float]:
     return {"seconds": round(ended - started, 2), "processor_seconds": round(used, 2), "peak_mb": round(peak, 1)}
 
 
-def measure(network: Any, pairs: PairTokenizer, items: list[Item], turns: int, cores: int) -> dict[str, Any]:
+def measure(
+    network: Any, pairs: PairTokenizer, items: list[Item], turns: int, cores: int, openvino: Path | None
+) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        runs = contestants(network, pairs, items, folder, cores)
+        runs = contestants(network, pairs, items, folder, cores, openvino)
         scores = {name: np.asarray(run(), dtype=np.float64) for name, run in runs.items()}  # also the warm-up
         differences = {name: float(np.abs(found - scores["native"]).max()) for name, found in scores.items()}
-        exact = [name for name in runs if not name.endswith("int8") and name not in LATE_JOINS]
+        exact = [name for name in runs if not name.endswith(("int8", "bf16")) and name not in LATE_JOINS]
         wrong = [name for name in exact if not differences[name] <= 1e-4]
         if wrong:
             sys.exit(f"error: scores of {', '.join(wrong)} differ from those of native: {differences}")
@@ -220,18 +285,19 @@ def main() -> None:
     parser.add_argument("--network", choices=NETWORKS, default="h128")
     parser.add_argument("--titles", type=int, default=3_000)
     parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--openvino", type=Path, metavar="PYTHON", help="an interpreter with OpenVINO for the rival")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     cores = available_cores()
     torch.set_num_threads(cores)
     network, pairs = networks()[NETWORKS[args.network]]
     items = real_titles(args.titles, pairs)
-    found = measure(network, pairs, items, args.turns, cores)
+    found = measure(network, pairs, items, args.turns, cores, args.openvino)
     print(f"{NETWORKS[args.network]}: 1 query x {len(items)} titles, {cores} cores, {args.turns} turns, medians")
-    print(f"{'':24}{'wall ms':>10}{'cpu ms':>10}{'native wall':>13}{'native cpu':>12}{'int8 wall':>11}{'int8 cpu':>10}")
+    print(f"{'':32}{'wall ms':>10}{'cpu ms':>10}{'native wall':>13}{'native cpu':>12}{'int8 wall':>11}{'int8 cpu':>10}")
     for name, row in found["rows"].items():
         print(
-            f"{name:24}{row['median_ms']:>10.1f}{row['median_processor_ms']:>10.1f}"
+            f"{name:32}{row['median_ms']:>10.1f}{row['median_processor_ms']:>10.1f}"
             f"{row['native_is_faster']:>12.2f}x{row['native_uses_less']:>11.2f}x"
             f"{row['native_int8_is_faster']:>10.2f}x{row['native_int8_uses_less']:>9.2f}x"
         )

@@ -22,6 +22,8 @@ constexpr size_t BLOCK_TOKENS = 48, WIDE_BLOCK_TOKENS = 256, WIDE = 256;
 // Items whose last layer is computed together, and the tokens beyond which there are fewer.
 constexpr size_t BLOCK_ITEMS = 24;
 constexpr size_t MOST_TOKENS = 1536;
+// The same of the last blocks of a call that has many.
+constexpr size_t LAST_ITEMS = 4;
 // Rows that go through a rounded feed-forward part together: its weights are few bytes, its inner rows many.
 constexpr size_t FEED_ROWS = 48;
 // The most inputs whose sum of byte products stays in 32 bits.
@@ -641,10 +643,12 @@ void Engine::join(const Rows &queries, const std::int64_t *query_rows, const Sta
 void Engine::score_blocks(const Rows &queries, const Rows *items, const States *states, std::vector<Pair> &order,
                           size_t threads, float *out) {
     const size_t pairs = order.size();
-    // Blocks small enough that the last ones keep no thread waiting.
-    const size_t most = threads == 1 ? BLOCK_ITEMS : std::clamp<size_t>(pairs / (4 * threads), 1, BLOCK_ITEMS);
+    // The last blocks are smaller and smaller, so that no thread waits long for another.
+    const size_t least = std::clamp<size_t>(pairs / (4 * threads), 1, LAST_ITEMS);
     std::vector<size_t> starts{0};
     for (size_t i = 0, rows = 0; i < pairs; ++i) {
+        const size_t share = (pairs - starts.back()) / (2 * threads);
+        const size_t most = threads == 1 ? BLOCK_ITEMS : std::clamp(share, least, BLOCK_ITEMS);
         const size_t item = order[i].item;
         const size_t more = text_rows(queries, order[i].query, 0) +
                             (items != nullptr ? text_rows(*items, item, 1) : state_rows(*states, item));
