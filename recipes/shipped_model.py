@@ -121,10 +121,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     distilled = work / "distilled"
     settings = {**common, "judgments": str(judgments["both"]), "examples": [str(examples)], "out": str(distilled)}
     run(CONFIGS / "shipped-distill.yaml", settings)
+    replay = write_replay(work, examples)
     if options.until == "distill":
         return
     model = work / "model"
-    replay = write_replay(work, examples)
     settings = {**common, "examples": [str(replay)], "start": str(distilled)}
     run(CONFIGS / "shipped-judged.yaml", {**settings, "judgments": str(judgments["both"]), "out": str(model)})
     if options.until == "carry-over":
