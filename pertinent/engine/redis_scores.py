@@ -110,8 +110,6 @@ class RedisScores:
                 "redis: the address cannot be read; give an address such as redis://host:6379/0, with special "
                 "characters of a password as in %2F"
             ) from None
-        # RuntimeError: asked after it was closed
-        self._failures: tuple[type[BaseException], ...] = (redis.RedisError, OSError, ValueError, RuntimeError)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="pertinent-redis")
         self._writes: queue.Queue[tuple[bytes, Block] | None] = queue.Queue(_WAITING_WRITES)
         self._writer = threading.Thread(target=self._write, name="pertinent-redis-writes", daemon=True)
@@ -128,8 +126,10 @@ class RedisScores:
         except FutureTimeout:
             future.cancel()
             return self._failure("no answer within the budget", nothing)
-        except self._failures as error:
+        except Exception as error:  # what something else than Redis says may break its client anywhere
             return self._failure(f"{type(error).__name__}: {error}", nothing)
+        if not isinstance(values, list) or len(values) != len(queries):
+            return self._failure("an answer to something else", nothing)
         self.breaker.succeeded()
         found = [None if value is None else unpack(query, value) for query, value in zip(queries, values, strict=True)]
         self.rejected += sum(block is None and value is not None for block, value in zip(found, values, strict=True))
@@ -172,7 +172,7 @@ class RedisScores:
             try:
                 if not self.breaker.open:
                     self._merge(*task)
-            except self._failures as error:
+            except Exception as error:  # as above; the thread goes on
                 self._failure(f"{type(error).__name__}: {error}", [])
             finally:
                 self._writes.task_done()

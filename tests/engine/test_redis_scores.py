@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -177,6 +178,59 @@ def test_a_server_that_trickles_or_says_nothing_costs_its_budget(shared: Any) ->
     thread.join()
     for each in connections:
         each.close()
+
+
+@pytest.mark.parametrize("answer", [5, None, [b"a", b"b"], [], "OK", AttributeError("no"), TypeError("no")], ids=repr)
+def test_what_no_redis_would_say_is_a_miss_and_ends_no_thread(
+    answer: Any, shared: Any, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    level = shared()
+    level.keep(TEA, block([1]))
+    assert level.flush()
+
+    def mget(keys: Any) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(level._client, "mget", mget)
+        assert level.blocks([TEA]) == [None]
+        level.keep(TEA, block([2]))
+        assert level.flush()
+    level.keep(TEA, block([3]))
+    assert level.flush() and level.errors >= 2
+    (found,) = level.blocks([TEA])
+    assert found is not None and (found.find(digests([1, 3])) >= 0).all()
+
+
+def test_a_server_that_speaks_something_else_is_a_miss(shared: Any) -> None:
+    said = [b"+OK\r\n", b"*2\r\n$1\r\na\r\n$1\r\nb\r\n", b"$-7\r\n", b":1\r\n", b"\x00\xff\r\n", b"%1\r\n"]
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        ended = threading.Event()
+
+        def speak() -> None:
+            listening.settimeout(0.1)
+            turn = 0
+            while not ended.is_set():
+                with contextlib.suppress(OSError):
+                    connection, _ = listening.accept()
+                    with connection:
+                        connection.settimeout(1)
+                        while connection.recv(4_096):
+                            connection.sendall(said[turn % len(said)])
+                            turn += 1
+
+        speaking = threading.Thread(target=speak)
+        speaking.start()
+        never = CircuitBreaker(failures=10**9, pause=1.0, longest=1.0)
+        level = shared(url=f"redis://127.0.0.1:{listening.getsockname()[1]}/0", breaker=never)
+        for number in range(30):
+            assert level.blocks([TEA]) == [None]
+            level.keep(TEA, block([number]))
+        assert level.flush(60) and level._writer.is_alive()
+        ended.set()
+        speaking.join()
 
 
 def test_a_server_that_is_killed_and_comes_back(shared: Any, server: Any) -> None:
