@@ -145,6 +145,33 @@ def open_artifact(path: str | Path, kind: str | None = None, verify: bool = True
 
 
 @contextlib.contextmanager
+def opened(path: str | Path, kind: str | None = None, verify: bool = True) -> Iterator[Artifact]:
+    """The artifact at ``path`` for a block that reads its files, all of them from the folder that was checked.
+
+    Raises ArtifactError, as ``open_artifact`` does, and where the folder is replaced before the block is left.
+    """
+    path = Path(path)
+    before = identity(path)
+    try:
+        yield open_artifact(path, kind, verify)
+    finally:  # an error in the block may come from the change
+        if identity(path) != before:
+            raise ArtifactError(f"{path}: was replaced while it was read; read it again")
+
+
+def identity(path: Path) -> tuple[int, ...]:
+    """Numbers that differ for two artifact folders that stood at ``path``, equal content or not; none for no artifact.
+
+    The times are those of the change of the entry itself, which copies do not take over.
+    """
+    try:
+        folder, manifest = path.stat(), (path / MANIFEST).stat()
+    except OSError:
+        return ()
+    return folder.st_ino, folder.st_ctime_ns, manifest.st_ino, manifest.st_ctime_ns, manifest.st_size
+
+
+@contextlib.contextmanager
 def unchanged(artifact: Artifact) -> Iterator[None]:
     """A block that reads more files of an artifact that was opened before, all of the version that was opened.
 

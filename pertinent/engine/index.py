@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pertinent.artifact import Artifact, open_artifact, write_artifact
+from pertinent.artifact import Artifact, opened, write_artifact
 from pertinent.config import Config
 from pertinent.engine.arrays import Ragged, map_arrays, offsets_fit
 from pertinent.engine.pieces import (
@@ -193,13 +193,13 @@ class ItemIndex:
         ``verify`` reads all files once to check their digests. ``states_version`` is of the model that will
         read the item states. Raises ArtifactError for an index that is damaged or was made for another model.
         """
-        artifact = open_artifact(folder, kind="index", verify=verify)
-        arrays = map_arrays(artifact.file(INDEX_FILE), INDEX_ARRAYS, "index", "make it again with: pertinent index")
-        _check_arrays(artifact, arrays)
-        classes = arrays["term_classes"] if len(arrays["term_classes"]) else None
-        tokens = TokenRows(arrays["tokens"], arrays["token_offsets"], arrays["truncated"].view(np.bool_), classes)
-        states = open_states(artifact, len(tokens))
-        index = cls(artifact.path, artifact.version, artifact.config, tokens, arrays, states)
+        with opened(folder, "index", verify) as artifact:
+            arrays = map_arrays(artifact.file(INDEX_FILE), INDEX_ARRAYS, "index", "make it again with: pertinent index")
+            _check_arrays(artifact, arrays)
+            classes = arrays["term_classes"] if len(arrays["term_classes"]) else None
+            tokens = TokenRows(arrays["tokens"], arrays["token_offsets"], arrays["truncated"].view(np.bool_), classes)
+            states = open_states(artifact, len(tokens))
+            index = cls(artifact.path, artifact.version, artifact.config, tokens, arrays, states)
         if model is not None:
             index.check(model)
         if states_version is not None:

@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pertinent.artifact import Artifact, open_artifact
+from pertinent.artifact import Artifact, opened
 from pertinent.engine.arrays import Ragged
 from pertinent.engine.backends import Backend, RowBackend, open_backend
 from pertinent.engine.batching import MAX_TOKENS, plan, stretches
@@ -89,17 +89,17 @@ class Scorer:
         to use, None all of them. Raises ArtifactError for a damaged model, or one whose golden scores come out
         different here.
         """
-        artifact = open_artifact(model_folder(path), kind="model")
-        pairs = load_pairs(artifact)
-        _check_sizes(artifact, pairs)
-        curve = probability_curve(artifact.json(CALIBRATION_FILE) if artifact.has(CALIBRATION_FILE) else None)
-        opened = open_backend(artifact, backend, threads)
-        width = state_width(model_settings(artifact)["network"])
-        late = partial(late_backend, artifact, opened, threads)
-        name = artifact.path.resolve().name
-        scorer = cls(opened, pairs, curve, name, artifact.version, state_width=width, late=late)
-        if check_golden and artifact.has(GOLDEN_FILE):
-            scorer._check_golden(artifact.file(GOLDEN_FILE))
+        with opened(model_folder(path), "model") as artifact:
+            pairs = load_pairs(artifact)
+            _check_sizes(artifact, pairs)
+            curve = probability_curve(artifact.json(CALIBRATION_FILE) if artifact.has(CALIBRATION_FILE) else None)
+            engine = open_backend(artifact, backend, threads)
+            width = state_width(model_settings(artifact)["network"])
+            late = partial(late_backend, artifact, engine, threads)
+            name = artifact.path.resolve().name
+            scorer = cls(engine, pairs, curve, name, artifact.version, state_width=width, late=late)
+            if check_golden and artifact.has(GOLDEN_FILE):
+                scorer._check_golden(artifact.file(GOLDEN_FILE))
         return scorer
 
     def score(self, query: str, titles: Sequence[str | None]) -> NDArray[np.float32]:

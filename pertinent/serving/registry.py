@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pertinent.artifact import MANIFEST, open_artifact
+from pertinent.artifact import identity, open_artifact
 from pertinent.engine.arrays import Ragged
 from pertinent.engine.behavior import BehaviorScorer
 from pertinent.engine.cache import score_stamp
@@ -32,6 +32,8 @@ from pertinent.serving.messages import WireError
 _log = logging.getLogger(__name__)
 
 THRESHOLDS_FILE = "thresholds.json"
+# How often folders are read that are replaced meanwhile.
+TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,23 @@ class Source:
         """The model and its index, checked, golden scores included. Raises ArtifactError, ConfigError.
 
         Scores of hot pairs that were made for another model are an error the ``first`` time. Later, when a new
-        model comes before its scores, it is served without them.
+        model comes before its scores, it is served without them. What is replaced while it is read is read again,
+        so that all parts are of the versions that they say.
         """
+        for _ in range(TRIES):
+            before = self.stamp()
+            try:
+                found = self._open(first)
+            except (PertinentError, OSError):
+                if self.stamp() == before:
+                    raise
+                continue
+            if self.stamp() == before:
+                return found
+            found.scorer.close()
+        raise ArtifactError(f"model {self.name}: its folders are replaced faster than they can be read")
+
+    def _open(self, first: bool) -> Served:
         scorer = Scorer.load(self.model, backend=self.backend, threads=self.threads)
         artifact = open_artifact(model_folder(self.model), kind="model", verify=False)
         thresholds = artifact.json(THRESHOLDS_FILE) if artifact.has(THRESHOLDS_FILE) else None
@@ -94,18 +111,10 @@ class Source:
         _log.warning("model %s: %s has the scores of another version, they are not used", self.name, hot.path)
         return None
 
-    def stamp(self) -> tuple[tuple[int, int, int], ...]:
-        """Something that changes with the content of the folders."""
-        stamps = []
+    def stamp(self) -> tuple[tuple[int, ...], ...]:
+        """Something that changes whenever other folders are put in place."""
         folders = (model_folder(self.model), self.index, self.hot_pairs, self.behavior, self.behavior_model)
-        for folder in folders:
-            if folder is not None:
-                try:
-                    stat = (folder / MANIFEST).stat()
-                    stamps.append((stat.st_ino, stat.st_mtime_ns, stat.st_size))
-                except OSError:
-                    stamps.append((0, 0, 0))  # in the middle of a swap
-        return tuple(stamps)
+        return tuple(identity(folder) for folder in folders if folder is not None)
 
 
 @dataclass(frozen=True, slots=True)
