@@ -23,9 +23,10 @@ from typing import Any
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Process
 
 from pertinent.engine.backends import available_cores
-from pertinent.errors import ConfigError
+from pertinent.errors import ConfigError, PertinentError
 from pertinent.serving.access import check_keys, read_keys
 from pertinent.serving.app import App, build_app
 from pertinent.serving.config import ServeConfig
@@ -41,6 +42,8 @@ _MMAP_THRESHOLD, _LARGE_BLOCK = -3, 2**20
 _SETTINGS = "PERTINENT_SERVE_SETTINGS"
 # Workers that may die before a start waits, the longest that it does, and the seconds without a death that end it.
 _CRASHES, _LONGEST_REST, _CALM = 3, 30.0, 60.0
+# How long a worker may take to open its models, and to leave beside the times that it has to drain.
+_START, _LEAVE = 120.0, 10.0
 _ADMIN = "PERTINENT_SERVE_ADMIN_PORT"
 _RESTARTS = "PERTINENT_SERVE_RESTARTS"
 
@@ -170,7 +173,12 @@ def worker_app() -> App:
     config = ServeConfig.build(json.loads(os.environ[_SETTINGS]), source="pertinent serve")
     log = EventLog()
     _log_to(log)
-    app = App(config, Registry.open(sources(config), config.any_model), log, _restarts)
+    try:
+        app = App(config, Registry.open(sources(config), config.any_model), log, _restarts)
+    except (PertinentError, OSError) as error:  # what stands there is not what the others opened: they go on
+        log.event("log", level="error", message=f"this worker cannot start: {error}")
+        log.close()
+        raise SystemExit(1) from None
     app.on_startup = lambda: _on_start(app)
     app.admin_port = json.loads(os.environ.get(_ADMIN, "null"))
     return app
@@ -202,11 +210,13 @@ class Rest:
 class Workers(Multiprocess):
     """Processes that are started again when they die, and ever later when they keep dying (``Rest``).
 
-    So the others have the cores meanwhile, and the log stays readable.
+    So the others have the cores meanwhile, and the log stays readable. One that is told to leave and has not done so
+    after ``leave_seconds`` is ended.
     """
 
-    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], leave_seconds: float) -> None:
         super().__init__(config, sockets)
+        self._leave_seconds = leave_seconds
         self._rest, self._noticed, self._restarts = Rest(), set[int | None](), 0
         self._resting_until = -math.inf
 
@@ -227,6 +237,47 @@ class Workers(Multiprocess):
         if not dead or now >= self._resting_until:
             super().keep_subprocess_alive()
 
+    def restart_all(self) -> None:
+        """Bring up a new process for each, one after the other; the old one leaves when the new one answers."""
+        for place, old in enumerate(self.processes):
+            new = Process(self.config, self.sockets)
+            new.start()
+            if not self._answers(new):
+                new.kill()
+                new.join()
+                if not self._told_to_leave():
+                    _log.error("a new worker did not start; the old ones stay")
+                return
+            self.processes[place] = new
+            old.terminate()
+            self._wait_for([old])
+
+    def join_all(self) -> None:
+        """Wait for all that were told to leave."""
+        self._wait_for(self.processes)
+
+    def _answers(self, new: Process) -> bool:
+        """Whether a process that was started gets to answer."""
+        end = time.monotonic() + _START
+        ready = getattr(new, "is_ready", new.ping)  # older uvicorn only knows whether it runs
+        while new.process.is_alive() and time.monotonic() < end and not self._told_to_leave():
+            if ready(timeout=1):
+                return True
+            time.sleep(0.1)
+        return False
+
+    def _told_to_leave(self) -> bool:
+        return self.should_exit.is_set() or bool({signal.SIGTERM, signal.SIGINT} & set(self.signal_queue))
+
+    def _wait_for(self, leaving: Sequence[Process]) -> None:
+        end = time.monotonic() + self._leave_seconds
+        for each in leaving:
+            each.process.join(max(0.0, end - time.monotonic()))
+            if each.process.is_alive():
+                _log.error("worker %s does not leave and is ended", each.pid)
+                each.kill()
+                each.join()
+
 
 def _serve_workers(config: ServeConfig, sockets: list[socket.socket], url: str) -> None:
     names = Registry.open(sources(config), config.any_model).names  # what is wrong is said once, by the parent
@@ -236,12 +287,15 @@ def _serve_workers(config: ServeConfig, sockets: list[socket.socket], url: str) 
     settings = uvicorn.Config(
         "pertinent.serving.run:worker_app", factory=True, workers=config.workers, **_settings(config)
     )
+    log = EventLog()
+    _log_to(log)
     with contextlib.ExitStack() as stack:
+        stack.callback(log.close)
         with contextlib.suppress(OSError):  # no place to write: restarts are not told, nothing else is missing
             # Workers share no memory.
             told = stack.enter_context(tempfile.NamedTemporaryFile(prefix="pertinent-restarts-"))
             os.environ[_RESTARTS] = told.name
-        Workers(settings, sockets=sockets).run()
+        Workers(settings, sockets, config.drain_delay + config.drain_timeout + _LEAVE).run()
 
 
 def _tell_restarts(count: int) -> None:

@@ -312,11 +312,12 @@ class EventLog:
 
     def close(self) -> None:
         """Write what is left, for a second at most."""
-        try:
+        with contextlib.suppress(queue.Full):
             self._lines.put(None, timeout=0.5)
-        except queue.Full:
+            self._thread.join(timeout=1.0)
+        if self._thread.is_alive():  # nobody reads: what the process says on its way out must not wait for that
+            _let_go(self._stream)
             return
-        self._thread.join(timeout=1.0)
         try:
             self._stream.flush()
         except (OSError, ValueError):
@@ -324,11 +325,19 @@ class EventLog:
 
     def _write(self) -> None:
         while (line := self._lines.get()) is not None:
-            try:
-                self._stream.write(line.decode("utf-8") + "\n")
-                self._stream.flush()
-            except (OSError, ValueError):  # closed: nobody reads it any more
-                continue
+            with contextlib.suppress(OSError, ValueError):  # closed: nobody reads it any more
+                self._put(line + b"\n")
+
+    def _put(self, content: bytes) -> None:
+        """Write past the stream's own buffer: its lock would hold up a process that leaves while the pipe is full."""
+        try:
+            descriptor = self._stream.fileno()
+        except (OSError, ValueError, AttributeError):  # no file behind it
+            self._stream.write(content.decode("utf-8"))
+            self._stream.flush()
+            return
+        while content:
+            content = content[os.write(descriptor, content) :]
 
 
 def _let_go(stream: IO[str]) -> None:

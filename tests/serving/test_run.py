@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -10,6 +12,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,9 +25,10 @@ import pytest
 
 from pertinent.artifact import Artifact, open_artifact, write_artifact
 from pertinent.cli import COMMANDS, main, variable
+from pertinent.engine import scorer as scorer_module
 from pertinent.engine.index import IndexConfig, ItemIndex
 from pertinent.engine.scorer import Scorer
-from pertinent.errors import ConfigError
+from pertinent.errors import ArtifactError, ConfigError
 from pertinent.lexicon.pairs import PairTokenizer
 from pertinent.records import Item
 from pertinent.serving.access import key_digest
@@ -260,6 +264,75 @@ def test_workers_that_keep_dying_are_started_again_later_and_later_while_the_oth
     assert server.end(30) == 0
 
 
+@pytest.mark.parametrize("flags", [(), ("--workers", "2")], ids=["one process", "workers"])
+def test_a_log_that_nobody_reads_does_not_hold_up_leaving(flags: tuple[str, ...], tiny_artifact: Artifact) -> None:
+    resize = getattr(fcntl, "F_SETPIPE_SZ", None)
+    if resize is None:
+        pytest.skip("the system cannot make a pipe small")
+    command = [sys.executable, "-m", "pertinent", "serve", str(tiny_artifact.path), "--port", "0", "--access-log"]
+    with subprocess.Popen([*command, "--drain-delay", "0", *flags], stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        fcntl.fcntl(process.stderr, resize, 4_096)
+        said = b""
+        while said.count(b'"event":"ready"') < (2 if flags else 1):
+            said += os.read(process.stderr.fileno(), 4_096)
+        url = said.splitlines()[0].rsplit(b" ", 1)[1].decode()
+        for _ in range(60):
+            assert ask(url).status_code == 200
+        process.terminate()
+        try:
+            assert process.wait(15) == 0
+        finally:
+            process.kill()
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_ended_when_all_are_replaced(run: Any, tiny_artifact: Artifact) -> None:
+    server = run(str(tiny_artifact.path), "--workers", "2", "--drain-delay", "0", "--set", "drain_timeout=0.5")
+    server.wait_for("ready", 2)
+    if (old := workers(server)) is None:
+        pytest.skip("the system does not tell which processes are the workers")
+    server.process.send_signal(signal.SIGHUP)
+    while len(workers(server)) == 2:
+        time.sleep(0.02)
+    os.kill(old[0], signal.SIGSTOP)  # no signal reaches it, nor the end of its time to drain
+    deadline = time.monotonic() + 60
+    while set(workers(server)) & set(old):
+        assert time.monotonic() < deadline
+        assert ask(server.url).status_code == 200
+    server.wait_for("ready", 4)
+    assert sum("does not leave and is ended" in line for line in server.lines) == 1
+    assert len(workers(server)) == 2 and ask(server.url).status_code == 200
+    assert server.end(30) == 0
+
+
+@pytest.mark.slow
+def test_a_worker_that_cannot_open_what_stands_there_says_so_in_a_line(
+    run: Any, folders: list[Path], tmp_path: Path
+) -> None:
+    served, bad = tmp_path / "served", tmp_path / "bad"
+    shutil.copytree(folders[0], served)
+    shutil.copytree(folders[1], bad)
+    (bad / "model.safetensors").write_bytes((bad / "model.safetensors").read_bytes()[:-1])
+    server = run(str(served), "--workers", "2", "--drain-delay", "0", "--watch-seconds", "0.2")
+    server.wait_for("ready", 2)
+    if workers(server) is None:
+        pytest.skip("the system does not tell which processes are the workers")
+    replace(served, bad)
+    server.wait_for("reload", 2)
+    os.kill(workers(server)[0], signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while not any("this worker cannot start" in line for line in server.lines):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert ask(server.url).status_code == 200
+    replace(served, folders[0])
+    server.wait_for("ready", 3)
+    assert "model.safetensors" in next(line for line in server.lines if "this worker cannot start" in line)
+    assert not any("Traceback" in line for line in server.lines)
+    assert server.end(30) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
@@ -324,6 +397,33 @@ def test_an_index_of_another_model_is_not_taken(folders: list[Path], tmp_path: P
     ItemIndex.build([Item("2", "pot")], tiny_pairs, index, config=IndexConfig(progress=False))
     assert registry.changed() == ["shop"] and registry.reload()["shop"] == registry.get(None).version
     assert registry.get("shop").index is not before.index and registry.failures == {}
+
+
+@pytest.mark.parametrize("there_and_back", [False, True])
+def test_a_folder_that_is_replaced_while_it_is_read_never_gives_parts_of_two(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there_and_back: bool
+) -> None:
+    served = tmp_path / "served"
+    shutil.copytree(folders[0], served)
+    tokenizer_of, turns = scorer_module.load_pairs, iter([True, True, False])
+
+    def replacing(artifact: Artifact) -> PairTokenizer:
+        if artifact.path == served and next(turns, False):
+            replace(served, folders[1])
+            if there_and_back:
+                replace(served, folders[0])
+        return tokenizer_of(artifact)
+
+    monkeypatch.setattr(scorer_module, "load_pairs", replacing)
+    with pytest.raises(ArtifactError, match="replaced while it was read"):
+        Scorer.load(served)
+    found = Registry.open([Source("shop", served)]).get(None)  # reads it again
+    wanted = Scorer.load(folders[0 if there_and_back else 1])
+    assert found.version == wanted.version
+    assert found.scorer.score("usb", TITLES).tolist() == wanted.score("usb", TITLES).tolist()
+    turns = itertools.repeat(True)
+    with pytest.raises(ArtifactError, match="faster than they can be read"):
+        Source("shop", served).open()
 
 
 def test_swaps_under_load_fail_no_request_and_mix_no_versions(
