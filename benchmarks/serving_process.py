@@ -32,10 +32,12 @@ class SetSpeed:
 
 
 class Server:
-    """A running server; ``lines`` is what it logs."""
+    """A running server; ``lines`` is what it logs, as far as that is read: not while ``reading`` is cleared."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process, self.lines = process, []
+        self.process, self.lines = process, list[str]()
+        self.reading = threading.Event()
+        self.reading.set()
         threading.Thread(target=self._read, daemon=True).start()
         deadline = time.monotonic() + 120
         while not any('"event":"ready"' in line for line in self.lines):
@@ -48,6 +50,7 @@ class Server:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.lines.append(line.rstrip("\n"))
+            self.reading.wait()
 
 
 @contextmanager

@@ -23,6 +23,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,37 +80,81 @@ class Expected:
         return len(results) == call.group and difference < 1e-4
 
 
-async def misbehave(target: Target, requests: list[bytes], rate: float, until: float) -> int:
-    """Clients that nobody wants, at random times; how many there were."""
+Client = Callable[[asyncio.StreamReader, asyncio.StreamWriter, bytes, random.Random], Awaitable[bytes]]
+
+
+async def leaves(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes, draw: random.Random
+) -> bytes:
+    """Goes while it is scored."""
+    writer.write(request)
+    await writer.drain()
+    await asyncio.sleep(draw.random() * 0.2)
+    writer.transport.abort()
+    return b""
+
+
+async def half(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes, draw: random.Random
+) -> bytes:
+    """Half a body, then silence."""
+    writer.write(request[: len(request) // 2])
+    await writer.drain()
+    return await asyncio.wait_for(reader.read(1_000), 30)
+
+
+async def garbage(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes, draw: random.Random
+) -> bytes:
+    """No HTTP at all."""
+    writer.write(draw.randbytes(500) + b"\r\n\r\n")
+    return await asyncio.wait_for(reader.read(1_000), 30)
+
+
+async def slowly(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes, draw: random.Random
+) -> bytes:
+    """A byte now and then."""
+    for byte in request[:40]:
+        if writer.is_closing():
+            break
+        writer.write(bytes([byte]))
+        await asyncio.sleep(0.05)
+    return b""
+
+
+BAD_CLIENTS: dict[str, Client] = {"leaves": leaves, "half": half, "garbage": garbage, "slowly": slowly}
+
+
+async def misbehave(
+    target: Target,
+    choose: Callable[[random.Random], bytes],
+    rate: float,
+    until: float,
+    kinds: dict[str, Client] = BAD_CLIENTS,
+    told: Callable[[str, int], None] | None = None,
+) -> int:
+    """Clients that nobody wants, at random times, with requests that ``choose`` gives; how many there were.
+
+    ``told`` hears of each what it is called and the status it was answered with: 0 for none, -1 for silence.
+    """
     draw, count = random.Random(1), 0
 
     async def one() -> None:
+        kind, status = draw.choice(list(kinds)), 0
         try:
             reader, writer = await asyncio.open_connection(target.host, target.port)
-            request = draw.choice(requests)
-            kind = draw.randrange(4)
-            if kind == 0:  # leaves while it is scored
-                writer.write(request)
-                await writer.drain()
-                await asyncio.sleep(draw.random() * 0.2)
-                writer.transport.abort()
-                return
-            if kind == 1:  # half a body, then silence
-                writer.write(request[: len(request) // 2])
-                await writer.drain()
-                await asyncio.wait_for(reader.read(1_000), 30)
-            elif kind == 2:  # garbage
-                writer.write(draw.randbytes(500) + b"\r\n\r\n")
-                await asyncio.wait_for(reader.read(1_000), 30)
-            else:  # a byte now and then
-                for byte in request[:40]:
-                    if writer.is_closing():
-                        return
-                    writer.write(bytes([byte]))
-                    await asyncio.sleep(0.05)
-            writer.close()
-        except (OSError, TimeoutError):
+            try:
+                answer = await kinds[kind](reader, writer, choose(draw), draw)
+            finally:
+                writer.close()
+            status = int(answer[9:12]) if answer.startswith(b"HTTP/1.1 ") else 0
+        except TimeoutError:
+            status = -1
+        except OSError:
             pass
+        if told is not None:
+            told(kind, status)
 
     tasks = set()
     while time.monotonic() < until:
@@ -150,7 +195,7 @@ async def swap(served: Path, models: list[Path], server: Server, every: float, m
     return count
 
 
-def other_version(model: Path, folder: Path) -> Path:
+def other_version(model: Path, folder: Path, factor: float = 1.02) -> Path:
     """The same network with every weight a little larger: other scores, another version."""
     from safetensors.numpy import load_file, save_file
 
@@ -163,7 +208,7 @@ def other_version(model: Path, folder: Path) -> Path:
                 (aside / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(artifact.file(name), aside / name)
         weights = load_file(aside / "model.safetensors")
-        changed = {name: (value * 1.02).astype(value.dtype) for name, value in weights.items()}
+        changed = {name: (value * factor).astype(value.dtype) for name, value in weights.items()}
         save_file(changed, aside / "model.safetensors")
     return folder
 
@@ -185,6 +230,7 @@ async def soak(given: argparse.Namespace, server: Server, served: Path, models: 
     """Load, bad clients, swaps and the watch, side by side."""
     target = Target.of(server.url)
     calls = expected.calls(target)
+    requests = [call.request for call in calls]
     seconds = 60 * given.minutes
     times = timetable(given.rate, seconds, "random", 0)
     choices = np.arange(len(times)) % len(calls)
@@ -194,7 +240,7 @@ async def soak(given: argparse.Namespace, server: Server, served: Path, models: 
     bad = max(0.05, MISBEHAVING * given.rate)
     return await asyncio.gather(
         drive(target, calls, times, choices, 256, 60, expected.right),
-        misbehave(target, [call.request for call in calls], bad, until),
+        misbehave(target, lambda draw: draw.choice(requests), bad, until),
         watch(psutil.Process(server.process.pid), until),
         swap(served, models, server, every, most, until),
     )

@@ -75,13 +75,17 @@ class Reply:
 
 
 class Pool:
-    """Connections to one target, at most ``size`` at once; who asks while all are busy waits."""
+    """Connections to one target, at most ``size`` at once; who asks while all are busy waits.
+
+    ``resent`` counts requests that a kept connection dropped unanswered, as it was closed just then.
+    """
 
     def __init__(self, target: Target, size: int, context: ssl.SSLContext | None = None) -> None:
         self.target = target
         self._context = context if context is not None or not target.secure else ssl.create_default_context()
         self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         self._places = asyncio.Semaphore(size)
+        self.resent = 0
 
     async def send(self, request: bytes) -> Reply:
         """The answer to a request. Raises OSError and BadAnswer; a connection with an error is not kept."""
@@ -95,6 +99,8 @@ class Pool:
             await _closed(writer)
 
     async def _send(self, request: bytes) -> Reply:
+        while self._free and (self._free[-1][0].at_eof() or self._free[-1][1].is_closing()):
+            await _closed(self._free.pop()[1])  # the other side had left while nobody asked
         kept = bool(self._free)
         reader, writer = self._free.pop() if kept else await self._connect()
         try:
@@ -106,6 +112,7 @@ class Pool:
                 if not kept or (isinstance(error, asyncio.IncompleteReadError) and error.partial):
                     raise
                 # The other side closed a connection that it had kept idle: that is no failure of this request.
+                self.resent += 1
                 await _closed(writer)
                 reader, writer = await self._connect()
                 writer.write(request)
