@@ -122,7 +122,7 @@ class RedisScores:
             return nothing
         try:
             future: Future[list[Any]] = self._readers.submit(self._client.mget, [PREFIX + query for query in queries])
-            values = future.result(timeout=self.budget)
+            values: Any = future.result(timeout=self.budget)
         except FutureTimeout:
             future.cancel()
             return self._failure("no answer within the budget", nothing)
