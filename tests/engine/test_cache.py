@@ -164,11 +164,12 @@ def test_a_changed_title_model_lexicon_backend_or_calibration_misses(
     learned = PairTokenizer(tokenizer, loaded.pairs.config)
     longer = PairTokenizer(tiny_tokenizer, PairConfig(item_length=40))
     # A model's version covers all its files: weights, lexicon, layout, calibration.
+    backend = loaded.backend.name
     for stamp in (
-        score_stamp(loaded.pairs, "other", "onnx"),
-        score_stamp(learned, loaded.version, "onnx"),
-        score_stamp(longer, loaded.version, "onnx"),
-        score_stamp(loaded.pairs, loaded.version, "onnx-int8"),
+        score_stamp(loaded.pairs, "other", backend),
+        score_stamp(learned, loaded.version, backend),
+        score_stamp(longer, loaded.version, backend),
+        score_stamp(loaded.pairs, loaded.version, f"{backend}-int8"),
     ):
         assert hits(stamp, same) == [False, False]
         with pytest.raises(ArtifactError, match=f"{SCORES_FILE}: has the scores of model version {loaded.version}"):

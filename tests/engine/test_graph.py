@@ -61,6 +61,12 @@ def _external(kind: int) -> Any:
     return tensor
 
 
+def _sparse() -> Any:
+    values = helper.make_tensor("values", TensorProto.FLOAT, [1], [1.0])
+    places = helper.make_tensor("places", TensorProto.INT64, [1], [0])
+    return helper.make_sparse_tensor(values, places, [3])
+
+
 BAD = {
     "unknown operator": (
         lambda: model_of([helper.make_node("RandomNormal", [], ["logit"], shape=[1])]),
@@ -79,6 +85,10 @@ BAD = {
     "attribute elsewhere": (
         lambda: model_of([helper.make_node("Constant", [], ["logit"], value=_external(TensorProto.FLOAT))]),
         "points to another file",
+    ),
+    "sparse attribute": (
+        lambda: model_of([helper.make_node("Constant", [], ["logit"], sparse_value=_sparse())]),
+        "sparse weights",
     ),
     "weight of another type elsewhere": (lambda: model_of([CAST], [_external(TensorProto.INT64)]), "not float32"),
     "huge shape": (

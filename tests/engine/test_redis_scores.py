@@ -140,8 +140,10 @@ def test_a_slow_server_costs_its_budget_and_is_left_alone_after_some_failures(sh
     level.keep(TEA, block([9]))
     assert level.flush()
     server.client().client_pause(1_500)  # every command waits so long
+    started = time.monotonic()
     for _ in range(3):
         assert level.blocks([TEA]) == [None]
+    assert time.monotonic() - started < 0.5
     assert level.errors == 3 and breaker.open
     assert level.blocks([TEA]) == [None] and level.errors == 3  # not even asked
     level.keep(TEA, block([1]))  # nor written to

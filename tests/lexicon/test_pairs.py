@@ -120,6 +120,7 @@ def test_any_text_becomes_rows_within_the_limit_and_free_of_control_tokens(
         assert rows.lengths[0] <= limit
         assert not np.isin(rows.ids, [pairs.cls_id, pairs.sep_id, pairs.pad_id]).any()
         assert rows.truncated[0] == (len(wide.encode_items([text]).ids) > limit or len(text) > MAX_CHARACTERS)
+    assert len(pairs.prepare(text)) <= MAX_CHARACTERS
     batch = pairs.pair([text], [text])
     assert (batch.token_ids == pairs.cls_id).sum() == 1
     assert (batch.token_ids == pairs.sep_id).sum() == 2

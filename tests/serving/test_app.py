@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +16,12 @@ from hypothesis import strategies as st
 
 from pertinent.engine.index import ItemIndex
 from pertinent.engine.scorer import Scorer
+from pertinent.errors import ArtifactError
 from pertinent.serving.access import Keys, key_digest
-from pertinent.serving.app import App, Exchange
+from pertinent.serving.app import App, Exchange, as_wire_error
 from pertinent.serving.config import ServeConfig
 from pertinent.serving.limits import ClientGone
+from pertinent.serving.messages import WireError
 from pertinent.serving.registry import Registry, Served
 from pertinent.serving.wire import ROUTES
 
@@ -234,6 +237,18 @@ def test_without_keys_there_is_nothing_to_read_again() -> None:
     assert not Keys({}).reload() and not Keys({"shop": key_digest("secret")}).reload()
 
 
+@pytest.mark.parametrize("headers", [[], [(b"authorization", b"Bearer ")], [(b"x-api-key", b"")]])
+def test_the_digest_of_nothing_lets_nobody_in(headers: list[tuple[bytes, bytes]]) -> None:
+    with pytest.raises(WireError, match="an API key is needed"):
+        Keys({"shop": key_digest("")}).name_of(headers)
+
+
+@pytest.mark.parametrize("error", [ArtifactError("/srv/model: damaged"), KeyError("/srv/model"), MemoryError("/srv")])
+def test_no_words_of_an_error_that_is_ours_reach_the_client(error: Exception) -> None:
+    found = as_wire_error(error)
+    assert found.status == 500 and "/srv" not in found.message
+
+
 def test_keys_are_asked_for_and_never_shown(tiny_scorer: Scorer, start: Callable[..., Any]) -> None:
     keys = {"shop": key_digest("s3cret-one"), "old": key_digest("s3cret-two")}
     server = start(tiny_scorer, keys=keys, log_queries=True)
@@ -344,6 +359,30 @@ def test_items_without_a_text_or_in_no_index_are_refused_by_place_where_that_is_
         reply = server.post(path, {"query": "usb", **body})
         assert reply.status_code == 422 and place in reply.text, reply.text
     assert server.post("/v1/relevance", {"query": "usb", "item_ids": ["0"]}).status_code == 200
+
+
+def test_reloads_that_are_asked_for_at_once_take_turns(tiny_scorer: Scorer) -> None:
+    class Slow(Registry):
+        running = most = 0
+
+        def reload(self, names: Any = None) -> dict[str, str]:
+            self.running += 1
+            self.most = max(self.most, self.running)
+            time.sleep(0.05)
+            self.running -= 1
+            return {}
+
+    models = Slow([Served("tiny", tiny_scorer)])
+    app = App(ServeConfig(watch_seconds=0), models)
+
+    async def run() -> None:
+        await asyncio.gather(*(app.reload() for _ in range(4)))
+
+    try:
+        asyncio.run(run())
+    finally:
+        app.queue.close()
+    assert models.most == 1
 
 
 @pytest.mark.parametrize("first", ["answer", "client"])

@@ -88,6 +88,13 @@ def test_a_long_query_does_not_make_its_items_cut_for_others(start: Any, tiny_sc
     assert short.headers["x-truncated"] == "1"
 
 
+def test_scores_of_cut_texts_are_not_those_of_whole_ones(start: Any, tiny_scorer: Scorer) -> None:
+    server = start(tiny_scorer, cache={"memory_mb": 1})
+    body = {"query": "usb", "documents": ["usb cable tea pot green"]}
+    whole, cut, again = (server.post("/v2/rerank", {**body, **more}) for more in ({}, {"max_tokens_per_doc": 2}, {}))
+    assert scores(whole) == scores(again) != scores(cut) and "x-cached" not in cut.headers
+
+
 def test_a_deadline_leaves_what_was_cached(speed_scorer: Any) -> None:
     scorer = speed_scorer(0.0, 1)
     caches = ScoreCaches(b"s" * 16, [MemoryScores(10**6)])

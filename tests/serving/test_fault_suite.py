@@ -98,7 +98,9 @@ def server(
     items = [Item(f"B{number}", f"{TITLES[number % 4]} {number}") for number in range(50)]
     ItemIndex.build(items, tiny_pairs, index, config=IndexConfig(progress=False))
     settings = [part for name, value in LIMITS.items() for part in ("--set", f"{name}={value}")]
-    process = run_shared(str(tiny_artifact.path), "--index", str(index), "--admin-port", "0", *settings)
+    process = run_shared(
+        str(tiny_artifact.path), "--index", str(index), "--admin-port", "0", "--drain-delay", "0", *settings
+    )
     process.wait_for("ready")
     found = Server(process, Scorer.load(tiny_artifact.path).score("usb", TITLES).tolist())
     yield found
@@ -204,7 +206,7 @@ def test_slow_heads_and_bodies_end_with_408_and_take_no_place(server: Server) ->
                 with contextlib.suppress(OSError):
                     connection.send(b"a")
 
-    thread = threading.Thread(target=drip)
+    thread = threading.Thread(target=drip, daemon=True)
     thread.start()
     assert server.right()
     answers = []
@@ -315,6 +317,9 @@ def bombs() -> Iterator[tuple[bytes, str, int]]:
     yield gzip.compress(PAYLOAD)[:-9], "gzip", 400
     yield zstandard.ZstdCompressor().compress(PAYLOAD)[:-3], "zstd", 400
     yield b"\x28\xb5\x2f\xfd" + b"\xff" * 40, "zstd", 400
+    wide = zstandard.ZstdCompressionParameters.from_level(1, window_log=27)  # 128 MB to remember for 92 bytes
+    asking = zstandard.ZstdCompressor(compression_params=wide).compressobj()
+    yield asking.compress(PAYLOAD) + asking.flush(), "zstd", 400
 
 
 def test_compression_bombs_take_no_more_memory_than_a_body(server: Server) -> None:
@@ -427,6 +432,7 @@ def test_a_title_of_a_megabyte_costs_no_more_than_a_long_one(letter: str, server
         ("/v2/rerank", {"query": "usb", "documents": ["a"], "model": "other"}, 404),
         ("/tei/predict", {"inputs": "one text"}, 422),
         ("/rerank", {"query": "usb", "documents": ["a"], "texts": ["a"]}, 422),
+        ("/v1/relevance", {"query": "usb", "texts": ["a" * 1_000] * 3_100}, 413),
     ],
 )
 def test_empty_blank_and_too_much(path: str, body: dict[str, Any], status: int, server: Server) -> None:

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,8 @@ CLOSE = "connection: close"
         (head(len(BODY), CLOSE, "x-a: " + "a" * 20_000) + BODY, 431),
         (b"GET /" + b"a" * 100_000, 431),
         (b"GET /health HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade, close\r\n\r\n", 200),
+        # Right by either.
+        (head(len(BODY), CLOSE, "transfer-encoding: chunked") + b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY), 400),
     ],
 )
 def test_raw_requests_get_an_answer_or_a_clean_refusal(content: bytes, wanted: int, server: Any) -> None:
@@ -140,6 +143,67 @@ def test_idle_connections_are_capped_and_closed(server: Any) -> None:
     finally:
         for connection in held:
             connection.close()
+
+
+def test_beyond_the_cap_the_longest_idle_connection_is_closed(tiny_scorer: Scorer, start: Callable[..., Any]) -> None:
+    server = start(tiny_scorer, limits={"connections": 5})
+    # Long before a head is late.
+    held = [socket.create_connection(("127.0.0.1", server.port), timeout=4) for _ in range(9)]
+    try:
+        assert [connection.recv(100) for connection in held[:4]] == [b""] * 4
+        assert len(server.server.server_state.connections) == 5
+        held[4].sendall(head(len(BODY), CLOSE) + BODY)
+        assert status(held[4].recv(65_536)) == 200
+    finally:
+        for connection in held:
+            connection.close()
+
+
+def test_where_all_connections_are_busy_a_new_one_is_refused_but_on_the_admin_port(
+    speed_scorer: Any, start: Callable[..., Any]
+) -> None:
+    scorer = speed_scorer()
+    server = start(scorer, limits={"connections": 2})
+    scorer.backend.hold.clear()
+    busy = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(2)]
+    try:
+        for connection in busy:
+            connection.sendall(head(len(BODY), CLOSE) + BODY)
+        while server.app.queue.waiting[0] < 2:
+            time.sleep(0.01)
+        assert status(talk(server)) == 503
+        server.app.admin_port = server.port  # from now on this is that port
+        assert status(talk(server, b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")) == 200
+        scorer.backend.hold.set()
+        assert [status(connection.recv(65_536)) for connection in busy] == [200, 200]
+    finally:
+        scorer.backend.hold.set()
+        for connection in busy:
+            connection.close()
+
+
+def test_a_client_that_sends_on_after_its_answer_is_cut_off(server: Any) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(head(10**9))
+        assert status(connection.recv(65_536)) == 413
+        deadline = time.monotonic() + 10
+        with pytest.raises(ConnectionError):
+            while time.monotonic() < deadline:
+                connection.sendall(b" " * 100)
+                time.sleep(0.2)
+    assert works(server)
+
+
+def test_a_client_that_leaves_in_its_body_is_counted_as_such(tiny_scorer: Scorer, start: Callable[..., Any]) -> None:
+    server = start(tiny_scorer)
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(head(len(BODY)) + BODY[:10])
+        while not server.server.server_state.tasks:
+            time.sleep(0.01)
+    deadline = time.monotonic() + 10
+    while 'status="499"} 1.0' not in server.client.get("/metrics").text:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_client_that_does_not_read_is_cut_off(tiny_scorer: Scorer, start: Callable[..., Any]) -> None:
@@ -282,3 +346,31 @@ def test_a_failing_backend_is_a_500_without_details(tiny_pairs: PairTokenizer, s
     reply = server.post("/v2/rerank", {"query": "usb", "documents": ["tea"]})
     assert reply.status_code == 500 and "secret" not in reply.text and "Traceback" not in reply.text
     assert server.client.get("/livez").status_code == 200
+
+
+def test_a_batch_that_never_ends_turns_liveness_and_readiness_off(
+    speed_scorer: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pertinent.serving.app._STALLED", 0.2)
+    scorer = speed_scorer()
+    server = start(scorer)
+
+    def health() -> set[int]:
+        return {server.client.get(path).status_code for path in ("/livez", "/readyz", "/health")}
+
+    def becomes(wanted: int) -> None:
+        deadline = time.monotonic() + 10
+        while health() != {wanted}:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    becomes(200)
+    scorer.backend.hold.clear()
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(server.client.post, "/v2/rerank", content=BODY, headers=JSON)
+        try:
+            becomes(503)
+        finally:
+            scorer.backend.hold.set()
+        assert answer.result().status_code == 200
+    becomes(200)

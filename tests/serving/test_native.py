@@ -166,6 +166,7 @@ def test_explanations_have_titles_and_all_scores(server: Any, tiny_index: ItemIn
         ({"rows": [1], "filter": {"kep": 1}}, 422, "kep"),
         ({"rows": [1], "model": "other"}, 404, "tiny"),
         ({"rows": [1], "query": 5}, 422, "query"),
+        ({"texts": ["a"] * 1_001}, 413, "1000"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(body: dict[str, Any], status: int, word: str, server: Any) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from pertinent.engine.scorer import Scorer
-from pertinent.records import TokenBatch
+from pertinent.lexicon.pairs import PairTokenizer
+from pertinent.records import TokenBatch, TokenRows
 from pertinent.serving.queue import TEXT_CHUNK, Closed, DeadlinePassed, QueueConfig, Refused, ScoringQueue, Work
 
 TITLES = ["wireless earbuds", "usb cable", "", "日本語 イヤホン", "tea pot green " * 40, "usb cable"]
@@ -110,14 +111,15 @@ def test_single_pairs_of_many_requests_are_computed_together(speed_scorer: Any, 
     assert all(rows * width <= 512 for rows, width in scorer.backend.batches)
 
 
-def test_a_small_request_does_not_wait_for_a_huge_one(speed_scorer: Any, make: Make) -> None:
+@pytest.mark.parametrize("size", [10, 100])  # fewer than 17 may also be taken along by a batch of the other
+def test_a_small_request_does_not_wait_for_a_huge_one(size: int, speed_scorer: Any, make: Make) -> None:
     scorer, queue = speed_scorer(seconds=2e-6), make()
 
     async def run() -> tuple[float, bool]:
         huge = asyncio.create_task(queue.score(Work.of_texts("usb", many(10_000)), scorer))
         await eventually(lambda: len(scorer.backend.batches) > 5)
         before = time.perf_counter()
-        await queue.score(Work.of_texts("tea", many(10)), scorer)
+        await queue.score(Work.of_texts("tea", many(size)), scorer)
         taken = time.perf_counter() - before
         busy = not huge.done()
         await huge
@@ -218,7 +220,12 @@ def test_a_cancelled_request_is_dropped_at_the_next_batch(speed_scorer: Any, mak
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
-    [({"max_requests": 2}, "requests"), ({"max_pairs": 50}, "pairs"), ({"key_share": 0.005}, "key")],
+    [
+        ({"max_requests": 2}, "requests"),
+        ({"max_pairs": 50}, "pairs"),
+        ({"key_share": 0.005}, "key"),
+        ({"max_pairs": 70}, "key"),
+    ],
 )
 def test_too_much_is_refused_with_a_time_to_come_again(
     settings: dict[str, Any], reason: str, speed_scorer: Any, make: Make
@@ -239,6 +246,11 @@ def test_too_much_is_refused_with_a_time_to_come_again(
 
     refused = asyncio.run(run())
     assert refused.reason == reason and 1.0 <= refused.retry_after <= 90.0
+
+
+def test_those_who_are_refused_together_do_not_come_back_together() -> None:
+    times = {Refused("wait", "come again later", 2.0).retry_after for _ in range(100)}
+    assert len(times) > 90 and 2.0 <= min(times) < 2.2 and 2.8 < max(times) <= 3.0
 
 
 def test_a_wait_beyond_the_limit_or_the_deadline_is_refused_at_once(speed_scorer: Any, make: Make) -> None:
@@ -290,6 +302,39 @@ def test_an_error_fails_its_own_request_and_no_other(tiny_pairs: Any, make: Make
     assert isinstance(results[1], MemoryError)
     assert [len(result.logits) for place, result in enumerate(results) if place != 1] == [1, 1, 1]
     assert queue.waiting[:2] == (0, 0) and queue.stalled(1.0) is None
+
+
+def test_texts_that_cannot_be_tokenized_fail_their_own_request_and_end_no_thread(
+    speed_scorer: Any, tiny_pairs: PairTokenizer, make: Make
+) -> None:
+    class NoShoes(PairTokenizer):
+        def encode_items(self, titles: Any) -> TokenRows:
+            if "shoes" in titles:
+                raise MemoryError("no memory")
+            return super().encode_items(titles)
+
+    scorer, queue = speed_scorer(), make(threads=1)
+    scorer.pairs = NoShoes(tiny_pairs.tokenizer, tiny_pairs.config)
+
+    async def run() -> list[Any]:
+        calls = [
+            queue.score(Work.of_texts("tea", [title]), scorer, deadline=soon(20)) for title in ("pot", "shoes", "mug")
+        ]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    results = asyncio.run(run())
+    assert isinstance(results[1], MemoryError) and [len(results[place].logits) for place in (0, 2)] == [1, 1]
+    assert queue.waiting[:2] == (0, 0) and queue.stalled(1.0) is None
+
+
+def test_a_scoring_thread_that_has_died_is_noticed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = make(threads=1)
+    assert queue.stalled(60.0) is None
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr(queue, "_take", lambda: 1 / 0)
+    with queue._ready:
+        queue._ready.notify_all()
+    asyncio.run(eventually(lambda: queue.stalled(60.0) == "pertinent-score-0 is dead"))
 
 
 def test_a_batch_that_never_ends_is_noticed(speed_scorer: Any, make: Make) -> None:

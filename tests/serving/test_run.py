@@ -120,6 +120,7 @@ def test_a_connection_that_has_not_asked_yet_is_answered_when_the_server_leaves(
         assert ask(server.url).status_code == 200
         server.process.terminate()
         server.wait_for("draining")
+        time.sleep(0.4)  # it has told all connections to end by now
         early.sendall((request % len(body))[len(b"POST /v2/rerank HT") :] + body)
         reply = b"".join(iter(lambda: early.recv(65_536), b""))
         assert reply.startswith(b"HTTP/1.1 200") and b"connection: close" in reply.lower()
@@ -354,6 +355,28 @@ def test_what_stands_in_the_way_is_one_line_and_exit_code_2(
     assert main(["serve", "--port", "0", *arguments]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and word in said and "plain-text-key" not in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"host": "0.0.0.0"}, "--insecure"),
+        ({"host": "::"}, "--insecure"),
+        ({"admin_port": 0, "admin_host": "0.0.0.0"}, "--insecure"),
+        ({"threads": 500, "workers": 2}, "cores"),
+    ],
+)
+def test_what_would_open_the_server_or_crowd_its_cores_is_refused_before_anything_is_opened(
+    settings: dict[str, Any], word: str
+) -> None:
+    with pytest.raises(ConfigError, match=word):
+        check(ServeConfig(**settings))
+
+
+def test_a_file_without_keys_is_refused_before_anything_is_opened(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("# none yet\n")
+    with pytest.raises(ConfigError, match="has no keys"):
+        check(ServeConfig(host="0.0.0.0", keys_file=str(tmp_path / "keys")))
 
 
 def test_a_port_in_use_is_told(capsys: pytest.CaptureFixture[str]) -> None:

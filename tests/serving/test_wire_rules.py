@@ -81,7 +81,9 @@ class TestEveryDialect:
         error = refused(FORMS[dialect][0], body_of(dialect, documents=[]))
         assert (error.status, error.code, error.param) == (400, "empty_documents", FORMS[dialect][2])
 
-    @pytest.mark.parametrize("documents", [{}, 7, True, [["Mug"]], ["Mug", 3], ["Mug", True], [{"text": 5}]])
+    @pytest.mark.parametrize(
+        "documents", [{}, 7, True, [["Mug"]], ["Mug", 3], ["Mug", True], [{"text": 5}], [{"title": "Mug"}]]
+    )
     def test_documents_of_another_kind_are_a_422_that_names_them(self, dialect: str, documents: Any) -> None:
         error = refused(FORMS[dialect][0], body_of(dialect, documents=documents))
         assert (error.status, error.param) in ((422, FORMS[dialect][2]), (400, FORMS[dialect][2]))
