@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -93,9 +94,18 @@ def tiny_network(tiny_pairs: PairTokenizer) -> Any:
 
 
 @pytest.fixture(scope="session")
-def tiny_artifact(tmp_path_factory: pytest.TempPathFactory, tiny_network: Any, tiny_pairs: PairTokenizer) -> Artifact:
-    """A model folder of the tiny network, float32, with ``graph.onnx``. Shared: never write into it."""
-    return make_artifact(tmp_path_factory.mktemp("tiny") / "model", tiny_network, tiny_pairs)
+def tiny_artifact(
+    tmp_path_factory: pytest.TempPathFactory, tiny_pairs: PairTokenizer, request: pytest.FixtureRequest
+) -> Artifact:
+    """A model folder of the tiny network, float32, with ``graph.onnx``. Shared: never write into it.
+
+    Whoever runs tests over and over may give a place for it, as making it takes longer than most tests.
+    """
+    given = os.environ.get("TINY_ARTIFACT")
+    if given and Path(given).exists():
+        return open_artifact(given)
+    folder = Path(given) if given else tmp_path_factory.mktemp("tiny") / "model"
+    return make_artifact(folder, request.getfixturevalue("tiny_network"), tiny_pairs)
 
 
 def free_port() -> int:
