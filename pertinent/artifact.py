@@ -162,13 +162,14 @@ def opened(path: str | Path, kind: str | None = None, verify: bool = True) -> It
 def identity(path: Path) -> tuple[int, ...]:
     """Numbers that differ for two artifact folders that stood at ``path``, equal content or not; none for no artifact.
 
-    The times are those of the change of the entry itself, which copies do not take over.
+    The times are those of the change of the entry itself, which copies do not take over. Numbers of inodes are left
+    out: some network mounts give a file another one each time.
     """
     try:
         folder, manifest = path.stat(), (path / MANIFEST).stat()
     except OSError:
         return ()
-    return folder.st_ino, folder.st_ctime_ns, manifest.st_ino, manifest.st_ctime_ns, manifest.st_size
+    return folder.st_ctime_ns, manifest.st_ctime_ns, manifest.st_size
 
 
 @contextlib.contextmanager

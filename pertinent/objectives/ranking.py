@@ -13,8 +13,9 @@ def pairwise(score: Tensor, grade: Tensor, group: Tensor, mask: Tensor | None = 
     """Mean over queries of the logistic loss of the pairs of items whose grades differ (RankNet, Burges 2005).
 
     A pair costs ``log(1 + exp(worse - better))``. The mean of a query is over its pairs; ``by_gain`` weighs
-    each by how much the query's NDCG, linear in the grades, moves when the two change places in the order that
-    the scores have now (LambdaRank). Queries whose items are all of one grade add nothing.
+    each by how much NDCG, linear in the grades and without a cut, moves when the two change places in the order that
+    the scores have now (LambdaRank), among those items of the query that are in the batch. Queries whose items are
+    all of one grade add nothing.
 
     Args:
         score: the larger the more relevant, ``[batch]``.

@@ -233,10 +233,13 @@ class App:
     async def _watch(self, seconds: float) -> None:
         while True:
             await asyncio.sleep(seconds)
-            self.reload_keys()
-            changed = await asyncio.to_thread(self.models.changed)
-            if changed:
-                await self.reload(changed)
+            try:
+                self.reload_keys()
+                changed = await asyncio.to_thread(self.models.changed)
+                if changed:
+                    await self.reload(changed)
+            except Exception as error:  # the next look may find it mended; without one nothing would be taken any more
+                _log.error("looking for new versions failed", exc_info=error)
 
     # --- from a request to a reply ---------------------------------------------------------------
 

@@ -346,6 +346,12 @@ class ScoringQueue:
             oldest = min((job.submitted for job in self._jobs), default=None)
             return len(self._jobs), self._pairs, 0.0 if oldest is None else time.monotonic() - oldest
 
+    @property
+    def untouched(self) -> int:
+        """Requests of which no thread has taken anything yet."""
+        with self._ready:
+            return sum(job.started is None for job in self._jobs)
+
     def stalled(self, seconds: float) -> str | None:
         """Why scoring does not go on: a thread is dead, or has been at one unit for so long; None if it does."""
         now = time.monotonic()

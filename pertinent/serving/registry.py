@@ -34,6 +34,7 @@ _log = logging.getLogger(__name__)
 THRESHOLDS_FILE = "thresholds.json"
 # How often folders are read that are replaced meanwhile.
 TRIES = 5
+_PAUSE = 0.05  # seconds more before each
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +58,12 @@ class Source:
         model comes before its scores, it is served without them. What is replaced while it is read is read again,
         so that all parts are of the versions that they say.
         """
-        for _ in range(TRIES):
+        for turn in range(TRIES):
+            time.sleep(turn * _PAUSE)
             before = self.stamp()
             try:
                 found = self._open(first)
-            except (PertinentError, OSError):
+            except Exception:  # parts of two versions may fail in any way
                 if self.stamp() == before:
                     raise
                 continue
@@ -72,6 +74,13 @@ class Source:
 
     def _open(self, first: bool) -> Served:
         scorer = Scorer.load(self.model, backend=self.backend, threads=self.threads)
+        try:
+            return self._with_parts(scorer, first)
+        except BaseException:
+            scorer.close()
+            raise
+
+    def _with_parts(self, scorer: Scorer, first: bool) -> Served:
         artifact = open_artifact(model_folder(self.model), kind="model", verify=False)
         thresholds = artifact.json(THRESHOLDS_FILE) if artifact.has(THRESHOLDS_FILE) else None
         index = None if self.index is None else ItemIndex.open(self.index, scorer.pairs)
@@ -204,10 +213,12 @@ class Registry:
             self._stamps[name] = source.stamp()
             try:
                 fresh = source.open(first=False)
-            except (PertinentError, OSError) as error:
-                self.failures[name] = str(error)
-                outcome[name] = f"failed: {error}"
-                _log.error("model %s: the new version is not taken, the old one stays: %s", name, error)
+            except Exception as error:  # whatever it is, the old version goes on
+                known = isinstance(error, PertinentError | OSError)
+                error_told = str(error) if known else f"{type(error).__name__}: {error}"
+                self.failures[name] = error_told
+                outcome[name] = f"failed: {error_told}"
+                _log.error("model %s: the new version is not taken, the old one stays: %s", name, error_told)
                 continue
             self.failures.pop(name, None)
             self._served[name] = fresh  # one assignment: requests see the old or the new

@@ -42,8 +42,9 @@ _MMAP_THRESHOLD, _LARGE_BLOCK = -3, 2**20
 _SETTINGS = "PERTINENT_SERVE_SETTINGS"
 # Workers that may die before a start waits, the longest that it does, and the seconds without a death that end it.
 _CRASHES, _LONGEST_REST, _CALM = 3, 30.0, 60.0
-# How long a worker may take to open its models, and to leave beside the times that it has to drain.
-_START, _LEAVE = 120.0, 10.0
+# How long a worker may take to open its models, and to leave beside the times that it has to drain: with the default
+# times less than the 30 seconds that most supervisors give.
+_START, _LEAVE = 600.0, 3.0
 _ADMIN = "PERTINENT_SERVE_ADMIN_PORT"
 _RESTARTS = "PERTINENT_SERVE_RESTARTS"
 
@@ -208,40 +209,47 @@ class Rest:
 
 
 class Workers(Multiprocess):
-    """Processes that are started again when they die, and ever later when they keep dying (``Rest``).
+    """Processes that are started again when they die or hang, and ever later when they keep doing so (``Rest``).
 
     So the others have the cores meanwhile, and the log stays readable. One that is told to leave and has not done so
-    after ``leave_seconds`` is ended.
+    after ``leave_seconds`` is ended; when the parent is told a second time, all are.
     """
 
     def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], leave_seconds: float) -> None:
         super().__init__(config, sockets)
         self._leave_seconds = leave_seconds
+        self._leaving: dict[Process, float] = {}  # and when each is ended
         self._rest, self._noticed, self._restarts = Rest(), set[int | None](), 0
         self._resting_until = -math.inf
 
     def keep_subprocess_alive(self) -> None:
         """Start again what has died or hangs, unless that has to wait."""
+        self._reap()
         if self.should_exit.is_set():
             return
+        patience = self.config.timeout_worker_healthcheck
+        lost = [place for place, each in enumerate(self.processes) if not each.is_alive(timeout=patience)]
+        new = [each for each in (self.processes[place] for place in lost) if each.pid not in self._noticed]
+        for each in new:
+            each.kill()
+            each.join()
         now = time.monotonic()
-        dead = {each.pid for each in self.processes if not each.process.is_alive()}
-        if new := dead - self._noticed:
+        if new:
             self._restarts += len(new)
             _tell_restarts(self._restarts)
             pause = self._rest.after(len(new), now)
             self._resting_until = now + pause
             if pause:
                 _log.error("workers keep dying; the next start waits %.0f s", pause)
-        self._noticed = dead
-        if not dead or now >= self._resting_until:
-            super().keep_subprocess_alive()
+        self._noticed = {self.processes[place].pid for place in lost}
+        if now >= self._resting_until:
+            for place in lost:
+                self.processes[place] = self._started()
 
     def restart_all(self) -> None:
         """Bring up a new process for each, one after the other; the old one leaves when the new one answers."""
         for place, old in enumerate(self.processes):
-            new = Process(self.config, self.sockets)
-            new.start()
+            new = self._started()
             if not self._answers(new):
                 new.kill()
                 new.join()
@@ -249,12 +257,52 @@ class Workers(Multiprocess):
                     _log.error("a new worker did not start; the old ones stay")
                 return
             self.processes[place] = new
-            old.terminate()
-            self._wait_for([old])
+            self._dismiss(old)
+            while old in self._leaving and not self._told_to_leave():
+                time.sleep(0.05)
+                self._reap()
+
+    def handle_ttou(self) -> None:
+        """One process fewer, where there are several."""
+        if self.processes_num > 1:
+            self.processes_num -= 1
+            self._dismiss(self.processes.pop())
+
+    def terminate_all(self) -> None:
+        """Tell all to leave."""
+        for each in self.processes:
+            self._dismiss(each)
 
     def join_all(self) -> None:
-        """Wait for all that were told to leave."""
-        self._wait_for(self.processes)
+        """Wait for all that were told to leave; told again itself, it tells them again, and they cut what they do."""
+        while self._leaving:
+            if self._told_to_leave():
+                self.signal_queue.clear()
+                for each in self._leaving:
+                    if each.process.is_alive() and each.pid is not None:
+                        os.kill(each.pid, signal.SIGTERM)
+            time.sleep(0.02)
+            self._reap()
+
+    def _started(self) -> Process:
+        found = Process(self.config, self.sockets)
+        found.start()
+        return found
+
+    def _dismiss(self, process: Process) -> None:
+        process.terminate()
+        self._leaving[process] = time.monotonic() + self._leave_seconds
+
+    def _reap(self) -> None:
+        """Take leave of those that are gone, and end those whose time is up."""
+        for each, end in list(self._leaving.items()):
+            if each.process.is_alive():
+                if time.monotonic() < end:
+                    continue
+                _log.error("worker %s does not leave and is ended", each.pid)
+                each.kill()
+            each.join()
+            del self._leaving[each]
 
     def _answers(self, new: Process) -> bool:
         """Whether a process that was started gets to answer."""
@@ -267,16 +315,7 @@ class Workers(Multiprocess):
         return False
 
     def _told_to_leave(self) -> bool:
-        return self.should_exit.is_set() or bool({signal.SIGTERM, signal.SIGINT} & set(self.signal_queue))
-
-    def _wait_for(self, leaving: Sequence[Process]) -> None:
-        end = time.monotonic() + self._leave_seconds
-        for each in leaving:
-            each.process.join(max(0.0, end - time.monotonic()))
-            if each.process.is_alive():
-                _log.error("worker %s does not leave and is ended", each.pid)
-                each.kill()
-                each.join()
+        return bool({signal.SIGTERM, signal.SIGINT} & set(self.signal_queue))
 
 
 def _serve_workers(config: ServeConfig, sockets: list[socket.socket], url: str) -> None:
@@ -422,6 +461,8 @@ def _log_to(log: EventLog) -> None:
 
 
 def _say(names: Sequence[str], url: str) -> None:
+    if sys.stderr is None:  # closed before the start
+        return
     with contextlib.suppress(OSError, ValueError):  # nobody reads it, or its disk is full: no reason not to serve
         sys.stderr.write(f"pertinent serves {', '.join(names)} at {url}\n")
         sys.stderr.flush()

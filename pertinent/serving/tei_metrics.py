@@ -86,6 +86,6 @@ class TeiMetrics(Collector):
             for value, count in counts.items():
                 counted.add_sample(name, {label: value}, count)
             yield counted
-        waiting = Metric("te_queue_size", "Requests that are not done.", "gauge")
+        waiting = Metric("te_queue_size", "Requests of which nothing is computed yet.", "gauge")
         waiting.add_sample("te_queue_size", {}, self._waiting())
         yield waiting

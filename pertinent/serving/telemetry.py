@@ -13,6 +13,7 @@ import gc
 import itertools
 import os
 import queue
+import select
 import sys
 import threading
 import time
@@ -45,6 +46,7 @@ _SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 _PAUSES = (0.0001, 0.001, 0.01, 0.1, 1.0)
 _TENTHS = 10  # buckets of relevance
 _LOG_LINES = 10_000
+_PIPE_SECONDS = 5.0  # that a line waits for room in a pipe
 
 
 class Metrics:
@@ -97,7 +99,7 @@ class Metrics:
         self.registry.register(_Live(scoring, models))
         self.registry.register(_Caches(models, caches))
         if self._tei is not None:
-            self._tei.watch(lambda: scoring.waiting[0])
+            self._tei.watch(lambda: scoring.untouched)
 
     def answered(self, route: str, dialect: str, status: int) -> None:
         """Count an answer. ``route`` is a template of ours, not the path that came."""
@@ -294,7 +296,8 @@ class EventLog:
     """
 
     def __init__(self, stream: IO[str] | None = None) -> None:
-        self._stream = stream if stream is not None else sys.stderr
+        self._stream = stream or sys.stderr  # None where it was closed before the start
+        self._torn = False  # the last line was not written to its end
         self._lines: queue.Queue[bytes | None] = queue.Queue(_LOG_LINES)
         self._dropped = 0
         self._thread = threading.Thread(target=self._write, name="pertinent-log", daemon=True)
@@ -315,6 +318,8 @@ class EventLog:
         with contextlib.suppress(queue.Full):
             self._lines.put(None, timeout=0.5)
             self._thread.join(timeout=1.0)
+        if self._stream is None:
+            return
         if self._thread.is_alive():  # nobody reads: what the process says on its way out must not wait for that
             _let_go(self._stream)
             return
@@ -325,19 +330,33 @@ class EventLog:
 
     def _write(self) -> None:
         while (line := self._lines.get()) is not None:
-            with contextlib.suppress(OSError, ValueError):  # closed: nobody reads it any more
+            try:
                 self._put(line + b"\n")
+            except (OSError, ValueError):  # closed: nobody reads it any more
+                self._dropped += 1
 
     def _put(self, content: bytes) -> None:
         """Write past the stream's own buffer: its lock would hold up a process that leaves while the pipe is full."""
+        if self._stream is None:
+            raise ValueError("there is no stream")
         try:
             descriptor = self._stream.fileno()
         except (OSError, ValueError, AttributeError):  # no file behind it
             self._stream.write(content.decode("utf-8"))
             self._stream.flush()
             return
-        while content:
-            content = content[os.write(descriptor, content) :]
+        content, torn = (b"\n" + content if self._torn else content), False
+        try:
+            while content:
+                try:
+                    content = content[os.write(descriptor, content) :]
+                    torn = True
+                except BlockingIOError:  # a pipe that does not wait, and is full
+                    if not select.select([], [descriptor], [], _PIPE_SECONDS)[1]:
+                        raise
+            torn = False
+        finally:
+            self._torn = torn or (self._torn and bool(content))
 
 
 def _let_go(stream: IO[str]) -> None:

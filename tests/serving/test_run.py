@@ -294,7 +294,9 @@ def test_a_worker_that_hangs_is_ended_when_all_are_replaced(run: Any, tiny_artif
     if (old := workers(server)) is None:
         pytest.skip("the system does not tell which processes are the workers")
     server.process.send_signal(signal.SIGHUP)
+    deadline = time.monotonic() + 60
     while len(workers(server)) == 2:
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(old[0], signal.SIGSTOP)  # no signal reaches it, nor the end of its time to drain
     deadline = time.monotonic() + 60
@@ -304,6 +306,39 @@ def test_a_worker_that_hangs_is_ended_when_all_are_replaced(run: Any, tiny_artif
     server.wait_for("ready", 4)
     assert sum("does not leave and is ended" in line for line in server.lines) == 1
     assert len(workers(server)) == 2 and ask(server.url).status_code == 200
+    assert server.end(30) == 0
+
+
+@pytest.mark.slow
+def test_a_second_sigterm_ends_all_workers_at_once(run: Any, tiny_artifact: Artifact) -> None:
+    server = run(str(tiny_artifact.path), "--workers", "2", "--drain-delay", "60")
+    server.wait_for("ready", 2)
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_for("draining", 2)
+    began = time.monotonic()
+    assert server.end(30) == 0 and time.monotonic() - began < 15
+
+
+@pytest.mark.slow
+def test_sigterm_while_workers_are_replaced_does_not_wait_for_one_that_hangs(run: Any, tiny_artifact: Artifact) -> None:
+    server = run(str(tiny_artifact.path), "--workers", "2", "--drain-delay", "0", "--set", "drain_timeout=60")
+    server.wait_for("ready", 2)
+    if (old := workers(server)) is None:
+        pytest.skip("the system does not tell which processes are the workers")
+    server.process.send_signal(signal.SIGHUP)
+    deadline = time.monotonic() + 60
+    while len(workers(server)) == 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(old[0], signal.SIGSTOP)
+    server.wait_for("ready", 3)  # the new one is there, the old one does not leave
+    time.sleep(1)
+    server.process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + 20
+    while set(workers(server) or []) - {old[0]}:  # the others are told at once
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(old[0], signal.SIGCONT)
     assert server.end(30) == 0
 
 
@@ -447,6 +482,21 @@ def test_a_folder_that_is_replaced_while_it_is_read_never_gives_parts_of_two(
     turns = itertools.repeat(True)
     with pytest.raises(ArtifactError, match="faster than they can be read"):
         Source("shop", served).open()
+
+
+def test_whatever_goes_wrong_with_a_new_version_the_old_one_is_served_and_the_next_look_takes_it(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = tmp_path / "served"
+    shutil.copytree(folders[0], served)
+    models = Registry.open([Source("shop", served)])
+    old = models.get(None).version
+    replace(served, folders[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "load", lambda *_, **__: 1 / 0)
+        assert models.reload()["shop"] == "failed: ZeroDivisionError: division by zero"
+    assert models.get(None).version == old and models.failures
+    assert models.reload()["shop"] == models.get(None).version != old and not models.failures
 
 
 def test_swaps_under_load_fail_no_request_and_mix_no_versions(

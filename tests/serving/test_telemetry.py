@@ -3,13 +3,18 @@ from __future__ import annotations
 import gc
 import io
 import json
+import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from pertinent.engine.scorer import Scorer
+from pertinent.serving.run import _say
 from pertinent.serving.telemetry import SHED, EventLog, Metrics
 
 
@@ -61,6 +66,32 @@ def test_a_closed_stream_holds_up_nobody() -> None:
     log = EventLog(stream)
     log.event("request")
     log.close()
+
+
+def test_no_stream_at_all_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)  # as after 2>&-
+    log = EventLog()
+    log.event("request")
+    _say(["shop"], "http://127.0.0.1")
+    log.close()
+    assert log._dropped == 1
+
+
+def test_lines_come_whole_through_a_full_pipe_that_does_not_wait() -> None:
+    reads, writes = os.pipe()
+    os.set_blocking(writes, False)
+    stream = os.fdopen(writes, "w")
+    log = EventLog(stream)
+    for number in range(40):
+        log.event("request", number=number, filler="x" * 5_000)
+    time.sleep(0.3)  # the pipe is full
+    content = b""
+    while content.count(b"\n") < 40:
+        content += os.read(reads, 10_000)
+    log.close()
+    assert [json.loads(line)["number"] for line in content.splitlines()] == list(range(40))
+    stream.close()
+    os.close(reads)
 
 
 def test_counters_are_there_before_anything_happens() -> None:
