@@ -260,6 +260,10 @@ def measure(
         if wrong:
             sys.exit(f"error: scores of {', '.join(wrong)} differ from those of native: {differences}")
         seconds = take_turns(runs, turns)
+        for run in runs.values():
+            if isinstance(run, Elsewhere):
+                run.process.kill()
+                run.process.wait()
         cold = {name: cold_start(folder, name) for name in ("onnx", "native", "native-int8")}
     rows = {
         name: {
@@ -274,6 +278,17 @@ def measure(
         for name, times in seconds.items()
     }
     return {"rows": rows, "cold": cold}
+
+
+def earlier_runs(out: Path, about: dict[str, Any]) -> list[dict[str, float]]:
+    """How much faster native was than each, in the runs that the file already has of the same."""
+    if not out.exists():
+        return []
+    before = json.loads(out.read_text(encoding="utf-8"))
+    if before["about"] != about:
+        return []
+    last = {name: row["native_is_faster"] for name, row in before["rows"].items()}
+    return [*before.get("earlier_runs", []), last]
 
 
 def ratio(theirs: list[tuple[float, float]], ours: list[tuple[float, float]], which: int) -> float:
@@ -307,7 +322,8 @@ def main() -> None:
         )
     out = args.out or Path(__file__).with_name(f"engine_levels_{args.network}.json")
     about = {"query": QUERY, "titles": len(items), "turns": args.turns, "cores": cores, "processor": processor()}
-    write_json(out, {"about": about, "network": NETWORKS[args.network], **found})
+    earlier = earlier_runs(out, about)
+    write_json(out, {"about": about, "earlier_runs": earlier, "network": NETWORKS[args.network], **found})
     print(f"written to {out}")
 
 
