@@ -1629,6 +1629,12 @@ class Copy:
         return Outcome(*self._outcome(code, limit), round(time.monotonic() - started, 1))
 
     @property
+    def failed(self) -> set[str]:
+        """The functions of the tests that failed last."""
+        cases = ElementTree.parse(self._report).iter("testcase")
+        return {_function(case.get("name", "")) for case in cases if {"failure", "error"} & {each.tag for each in case}}
+
+    @property
     def said(self) -> str:
         """The end of what pytest printed last."""
         return self._said.read_text(encoding="utf-8", errors="replace")[-2_000:]
@@ -1717,6 +1723,10 @@ def nodes_of(mutation: Mutation, known: dict[str, list[str]]) -> list[str]:
     return found
 
 
+def _function(node: str) -> str:
+    return node.partition("[")[0].rpartition("::")[2]
+
+
 # --- all of them ----------------------------------------------------------------------------
 
 
@@ -1737,6 +1747,7 @@ def main() -> int:
         "--only", default="", metavar="WORD", help="guards with this word; the others keep their last result"
     )
     parser.add_argument("--list", action="store_true", help="the table, and nothing else")
+    parser.add_argument("--passed", action="store_true", help="they have just passed with all guards: begin at once")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for the tests of one guard")
     given = parser.parse_args()
     rows, known = chosen(given.only), nodes_by_name()
@@ -1755,12 +1766,11 @@ def main() -> int:
 def judge(given: argparse.Namespace, rows: list[tuple[str, Mutation]], known: dict[str, list[str]], copy: Copy) -> int:
     """Run the tests with all guards and without each, and say by the exit code whether all were noticed."""
     tests = list(dict.fromkeys(node for _, mutation in rows for node in nodes_of(mutation, known)))
-    print(f"{len(tests)} tests with all guards", flush=True)
-    baseline = copy.run(tests, BASELINE_LIMIT)
-    if baseline.said not in (NOT_NOTICED, SKIPPED):
+    if given.passed:
+        copy.run(known["test_the_walk_agrees_with_the_onnx_package"], BASELINE_LIMIT)  # makes the model of the others
+    elif not passes(copy, tests):
         print(f"{copy.said}\nerror: they do not pass with all guards in place", file=sys.stderr)
         return 1
-    print(f"passed in {baseline.seconds:.0f} s\n", flush=True)
     results, before = list[dict[str, Any]](), ""
     for number, (fault, mutation) in enumerate(rows, start=1):
         if fault != before:
@@ -1775,17 +1785,30 @@ def judge(given: argparse.Namespace, rows: list[tuple[str, Mutation]], known: di
             print(copy.said, file=sys.stderr, flush=True)
         told = {"fault": fault, "guard": mutation.guard, "places": where, "tests": mutation.tests.split()}
         results.append({**told, **outcome._asdict(), "held": outcome.held})
-    return tell(results)
-
-
-def tell(results: list[dict[str, Any]]) -> int:
-    """Sum up, and write; guards that were not run now keep what was written of them before."""
-    from serving_process import machine, write
-
+        keep(results)
     lost = [result for result in results if not result["held"]]
     print(f"\n{len(results)} guards taken away, {len(lost)} not noticed")
     for result in lost:
         print(f"{result['said']}: {result['fault']}: {result['guard']} ({', '.join(result['places'])})")
+    return 1 if lost else 0
+
+
+def passes(copy: Copy, tests: Sequence[str]) -> bool:
+    """Whether tests pass with all guards in place; what fails is tried once more, as the machine may have been busy."""
+    print(f"{len(tests)} tests with all guards", flush=True)
+    outcome = copy.run(tests, BASELINE_LIMIT)
+    if outcome.failed:
+        failed = copy.failed
+        print(f"once more: {', '.join(sorted(failed))}", flush=True)
+        outcome = copy.run([node for node in tests if _function(node) in failed], BASELINE_LIMIT)
+    print(f"{outcome.seconds:.0f} s\n", flush=True)
+    return outcome.said in (NOT_NOTICED, SKIPPED)
+
+
+def keep(results: list[dict[str, Any]]) -> None:
+    """Write results; guards that were not run now keep what was written of them before."""
+    from serving_process import machine, write
+
     script = Path(__file__)
     before = json.loads(script.with_suffix(".json").read_text()) if script.with_suffix(".json").exists() else {}
     known = {(each["fault"], each["guard"]): each for each in [*before.get("results", []), *results]}
@@ -1802,8 +1825,7 @@ def tell(results: list[dict[str, Any]]) -> int:
         "minutes": round(sum(each["seconds"] for each in kept) / 60, 1),
         "results": kept,
     }
-    print(write(__file__, found))
-    return 1 if lost else 0
+    write(__file__, found)
 
 
 if __name__ == "__main__":

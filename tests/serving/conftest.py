@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx2
 import numpy as np
+import psutil
 import pytest
 import uvicorn
 
@@ -188,7 +189,9 @@ def _processes() -> Iterator[Callable[..., Process]]:
     yield start
     for each in started:
         if each.process.poll() is None:
-            each.process.kill()
+            workers = psutil.Process(each.process.pid).children(recursive=True)  # they have the same pipe
+            for process in (each.process, *workers):
+                process.kill()
         each.process.wait()
         assert each.process.stderr is not None and each.process.stdout is not None
         each._reader.join(5)
