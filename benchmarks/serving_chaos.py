@@ -226,7 +226,7 @@ class Run:
 
     async def watch(self) -> None:
         """Who comes and goes, what the log says, what was sent again; memory every two seconds."""
-        step, resent = 0, 0
+        step, resent, told = 0, 0, [0, 0]
         while not self.over:
             self.chaos.workers.look()
             self.log.read(self.chaos)
@@ -238,6 +238,10 @@ class Run:
                 self.resent = resent = self.pool.resent
             if step % 40 == 0:
                 self.sample()
+            for place, problems in enumerate((self.wrong, self.chaos.failures)):
+                for problem in problems[told[place] : TOLD]:
+                    told[place] += 1
+                    print(problem, file=sys.stderr, flush=True)
             if step % 600 == 0 and step:
                 print(self.progress(), file=sys.stderr, flush=True)
             step += 1
@@ -385,7 +389,7 @@ def chaos(given: argparse.Namespace, place: Path) -> Run:
     write_keys(keys)
     flags = [str(model_place.folder), "--index", str(index_place.folder), "--workers", "2", "--watch-seconds", "0.2"]
     flags += ["--keys-file", str(keys), "--access-log"]
-    settings = {
+    settings: dict[str, Any] = {
         "limits.header_seconds": 6,
         "limits.body_seconds": 6,
         "limits.body_bytes": BODY_BYTES,

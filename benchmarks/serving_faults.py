@@ -241,14 +241,14 @@ class Redis:
         with contextlib.suppress(redis.RedisError):
             client = self.client()
             keys = list(client.scan_iter(match=b"pertinent:*", count=1_000))
-            values = [value for value in client.mget(keys) if isinstance(value, bytes)] if keys else []
+            values = [value for value in client.mget(keys) if value] if keys else []
             for key, value in zip(keys, values, strict=False):
                 kind = draw.randrange(7)
                 if kind == 6:  # not a text at all
                     client.delete(key)
                     client.rpush(key, b"a", b"b")
                     continue
-                place = draw.randrange(len(value)) if value else 0
+                place = draw.randrange(len(value))
                 client.set(
                     key,
                     (
@@ -270,7 +270,7 @@ LIES = (b"+OK\r\n", b"*1\r\n$9999999\r\nabc", b"$-7\r\n", b"-ERR no\r\n", b"*1\r
 async def lie(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answer like no Redis does: nonsense, lengths without end, errors, pieces."""
     draw = random.Random()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, asyncio.CancelledError):
         while await reader.read(65_536):
             writer.write(draw.choice([draw.randbytes(50), *LIES]))
             await writer.drain()
@@ -408,7 +408,7 @@ class Chaos:
         self.times.append((start, time.monotonic(), name))
         (self.done if done is not False else self.skipped)[name] += 1
 
-    async def _bad(self, place: Place, which: str, draw: random.Random) -> None:
+    async def _bad(self, place: Place, which: str, draw: random.Random) -> bool:
         async with place.lock:
             told, before = self.refusals[place.folder.name], place.now
             await place.put(place.bad[which], None)
@@ -418,6 +418,7 @@ class Chaos:
             self.refused[f"{place.folder.name}_{which}"] += self.refusals[place.folder.name] > told
             await asyncio.sleep(2 * draw.random())
             await place.put_good(draw.choice([before, *place.good]))
+        return True
 
     async def _model_swap(self, draw: random.Random) -> None:
         await self._swap(self.model, draw)
@@ -477,7 +478,8 @@ class Chaos:
     async def _redis_flush(self, draw: random.Random) -> None:
         assert self.redis is not None
         async with self.redis.lock:
-            await asyncio.to_thread(lambda: self.redis.client().flushall())
+            client = await asyncio.to_thread(self.redis.client)
+            await asyncio.to_thread(client.flushall)
 
     async def _redis_liar(self, draw: random.Random) -> None:
         assert self.redis is not None

@@ -189,9 +189,10 @@ class Oracle:
             return f"it was scored by {', '.join(sorted(set(by)))}"
         if answer.get("stood_in") != ("deadline" if stood_in.any() else None):
             return f"word overlap stands in: {answer.get('stood_in')}"
-        names: Sequence[Any] = places
+        names: Sequence[Any] = places.tolist()
         if question.by != "texts":
-            names = [self.catalog.ids[item] if question.by == "ids" else item for item in question.items[places]]
+            given = question.items[places].tolist()
+            names = [self.catalog.ids[item] for item in given] if question.by == "ids" else given
         if answer["ids"] != list(names):
             return "the ids are not those of the places"
         count = len(places) - int(stood_in.sum())

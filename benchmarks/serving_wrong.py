@@ -24,7 +24,7 @@ def spoil(every: int) -> None:
             scores[0] += -0.001 if scores[0] > 0.5 else 0.001
         return scores, logits
 
-    App._scores = wrong  # type: ignore[method-assign]
+    App._scores = wrong  # type: ignore[assignment,method-assign]
 
 
 spoil(int(sys.argv[1]))  # outside of the block below: workers read this file too, but not as the main one
