@@ -926,14 +926,6 @@ TABLE: dict[str, tuple[Mutation, ...]] = {
             f"{NEVER} as error:  # whatever",
             "test_whatever_goes_wrong_with_a_new_version_the_old_one_is_served_and_the_next_look_takes_it",
         ),
-        Mutation(
-            "a folder that is replaced while it is read is read again",
-            REGISTRY,
-            "            if self.stamp() == before:\n                return found",
-            "            if True:\n                return found",
-            "test_a_folder_that_is_replaced_while_it_is_read_never_gives_parts_of_two",
-            (Edit(ARTIFACT, "if identity(path) != before:", "if False:"),),
-        ),
     ),
     "manifest of another format version": (
         Mutation(
@@ -1266,13 +1258,6 @@ TABLE: dict[str, tuple[Mutation, ...]] = {
             "            for place in ():\n",
             "test_workers_share_a_port_and_a_killed_one_comes_back",
         ),
-        Mutation(
-            "one that hangs is ended",
-            RUN,
-            "if time.monotonic() < end:\n                    continue",
-            "continue",
-            "test_a_worker_that_hangs_is_ended_when_all_are_replaced",
-        ),
     ),
     "a worker that keeps dying": (
         Mutation(
@@ -1352,6 +1337,43 @@ TABLE: dict[str, tuple[Mutation, ...]] = {
             "        except (OSError, ValueError):\n            _let_go(self._stream)",
             "        except (OSError, ValueError):\n            pass",
             "test_it_serves_in_bare_and_hostile_surroundings",
+        ),
+    ),
+    "a folder is replaced while it is read": (
+        Mutation(
+            "a folder that is replaced while it is read is read again",
+            REGISTRY,
+            "            if self.stamp() == before:\n                return found",
+            "            if True:\n                return found",
+            "test_a_folder_that_is_replaced_while_it_is_read_never_gives_parts_of_two",
+            (Edit(ARTIFACT, "if identity(path) != before:", "if False:"),),
+        ),
+    ),
+    "something else answers in the place of Redis": (
+        Mutation(
+            "an answer to something else is none",
+            REDIS,
+            "if not isinstance(values, list) or len(values) != len(queries):",
+            "if False:",
+            "test_what_no_redis_would_say_is_a_miss_and_ends_no_thread",
+        ),
+    ),
+    "a worker starts while what stands in the folders is bad": (
+        Mutation(
+            "a line instead of a trace",
+            RUN,
+            "except (PertinentError, OSError) as error:  # what stands",
+            f"{NEVER} as error:  # what stands",
+            "test_a_worker_that_cannot_open_what_stands_there_says_so_in_a_line",
+        ),
+    ),
+    "a worker stands still while all are replaced": (
+        Mutation(
+            "one that hangs is ended",
+            RUN,
+            "if time.monotonic() < end:\n                    continue",
+            "continue",
+            "test_a_worker_that_hangs_is_ended_when_all_are_replaced",
         ),
     ),
     "log pipe full or closed": (
