@@ -108,7 +108,8 @@ class NumpyBarl:
             shared = self.settings["shared_attention"]
             states = states + self._slot_attention("slot_attention" if shared else f"{own}.attention", states, mask)
             fed = np.maximum(self._linear(f"{own}.feed_in", self._norm(f"{own}.feed_norm", states)), 0)
-            states = (states + self._linear(f"{own}.feed_out", fed)) * mask[..., None]
+            states = states + self._gain(f"{own}.feed_gain", self._linear(f"{own}.feed_out", fed))
+            states = states * mask[..., None]
         return states.astype(np.float32)
 
     def score(self, query: TokenRows, titles: TokenRows, queries: Encoded, items: Encoded) -> BarlScores:
@@ -165,7 +166,7 @@ class NumpyBarl:
         if filled.any():
             weighted = weights[:, None] * values[places]
             mixed[filled] = np.add.reduceat(weighted, titles.offsets[:-1][filled] - titles.offsets[0], axis=0)
-        return mixed
+        return self._gain("title_tokens.gain", mixed)
 
     def _attend(self, name: str, asking: Floats, values: Floats, mask: NDArray[np.bool_]) -> tuple[Floats, Floats]:
         """Att(u, V) for ``asking [n or 1, hidden]`` and ``values [n or 1, k, hidden]``, and the weights."""
@@ -174,7 +175,7 @@ class NumpyBarl:
             return np.zeros((n, values.shape[2]), dtype=np.float32), np.zeros((n, 0), dtype=np.float32)
         scores = np.where(mask, self._scores(name, asking, values), _HIDDEN) / np.sqrt(values.shape[2])
         weights = np.asarray(_softmax(np.asarray(scores, dtype=np.float32)) * mask, dtype=np.float32)  # [n or 1, k]
-        return np.matmul(weights[:, None], values)[:, 0], weights
+        return self._gain(f"{name}.gain", np.matmul(weights[:, None], values)[:, 0]), weights
 
     def _scores(self, name: str, asking: Floats, values: Floats) -> Floats:
         first = self._linear(f"{name}.from_query", asking)[:, None]  # [n or 1, 1, inner]
@@ -203,7 +204,8 @@ class NumpyBarl:
         scores = q @ k.transpose(0, 1, 3, 2) / np.float32(np.sqrt(width // heads))
         keys = mask | ~mask.any(1, keepdims=True)
         seen = _softmax(np.where(keys[:, None, None], scores, _HIDDEN)) @ v
-        return self._linear(f"{name}.out", seen.transpose(0, 2, 1, 3).reshape(n, slots, width))
+        mixed = self._linear(f"{name}.out", seen.transpose(0, 2, 1, 3).reshape(n, slots, width))
+        return self._gain(f"{name}.gain", mixed)
 
     def _pool(self, side: str, encoded: Encoded) -> Floats:
         return unit((self._norm(f"{side}.pool_norm", encoded.vectors) * encoded.mask[..., None]).sum(1))
@@ -212,6 +214,11 @@ class NumpyBarl:
         for layer in (0, 2):
             values = np.maximum(self._linear(f"{name}.{layer}", values), 0)
         return self._linear(f"{name}.4", values)[:, 0]
+
+    def _gain(self, name: str, values: Floats) -> Floats:
+        """The factor before a part's share, where the network has one."""
+        factor = self.weights.get(f"{name}.factor")
+        return values if factor is None else np.asarray(factor * values, dtype=np.float32)
 
     def _linear(self, name: str, values: Floats) -> Floats:
         found = _times(values, self.weights[f"{name}.weight"].T)

@@ -27,7 +27,9 @@ class BarlASeConfig(EncoderConfig):
     neighbors a side has at most. With ``behavior: false`` only the text view is left. ``gate: false``
     takes the mean of both views in place of the learned gate. ``products`` adds element-wise products of
     the vectors that should agree to both views, ``agreement`` their cosines: of query and item, of neighbor
-    queries and neighbor items, and of each with the text that they describe. The paper has neither.
+    queries and neighbor items, and of each with the text that they describe. With ``gains`` each part that can
+    be left out counts nothing at first: a learned factor from zero stands before its share (ReZero), and the gate
+    starts at one half. The paper has none of the three.
     """
 
     type: Literal["barl_ase"] = "barl_ase"
@@ -47,6 +49,7 @@ class BarlASeConfig(EncoderConfig):
     gate: bool = True
     products: bool = False
     agreement: bool = False
+    gains: bool = False
 
     @model_validator(mode="after")
     def _never_joins(self) -> Self:
@@ -103,6 +106,17 @@ class Views:
     query_weights: Tensor
 
 
+class Gain(nn.Module):
+    """A learned factor that starts at zero, or, switched off, no factor at all."""
+
+    def __init__(self, on: bool) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.zeros(())) if on else None
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values if self.factor is None else self.factor * values
+
+
 class AttentionUnit(nn.Module):
     """Att(u, V) of section 4.3: a vector asks, values answer, an additive score decides.
 
@@ -110,8 +124,9 @@ class AttentionUnit(nn.Module):
     sums, so these are the same functions with a quarter fewer weights and no concatenation.
     """
 
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self, width: int, inner: int, gains: bool) -> None:
         super().__init__()
+        self.gain = Gain(gains)
         self.from_query = nn.Linear(width, inner)
         self.from_value = nn.Linear(width, inner, bias=False)
         self.from_product = nn.Linear(width, inner, bias=False)
@@ -126,15 +141,16 @@ class AttentionUnit(nn.Module):
         hidden = torch.tanh(hidden + self.from_product(asking[:, None] * values))
         scores = torch.where(mask, self.score(hidden)[..., 0], HIDDEN) * values.shape[-1] ** -0.5
         weights = torch.softmax(scores, dim=-1) * mask.to(values.dtype)  # [batch, n]
-        return (weights[..., None] * values).sum(1), weights
+        return self.gain((weights[..., None] * values).sum(1)), weights
 
 
 class SlotAttention(nn.Module):
     """Multi-head self-attention over the slots of a side, after its LayerNorm."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, gains: bool) -> None:
         super().__init__()
         self.heads, self.dropout_rate = heads, dropout
+        self.gain = Gain(gains)
         self.norm = nn.LayerNorm(width)
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
 
@@ -146,7 +162,7 @@ class SlotAttention(nn.Module):
         # Rows without any real slot read all of them, and are zeroed by the caller: no row is without keys.
         keys = mask | ~mask.any(-1, keepdim=True)
         seen = attend(q, k, v, keys[:, None, None, :], self.dropout_rate if self.training else 0.0)
-        return self.out(seen.transpose(1, 2).reshape(batch, slots, width))
+        return self.gain(self.out(seen.transpose(1, 2).reshape(batch, slots, width)))
 
 
 class NeighborSide(nn.Module):
@@ -160,8 +176,9 @@ class NeighborSide(nn.Module):
         if config.neighbor_block:
             self.feed_norm = nn.LayerNorm(width)
             self.feed_in, self.feed_out = nn.Linear(width, width), nn.Linear(width, width)
+            self.feed_gain = Gain(config.gains)
             if not config.shared_attention:
-                self.attention = SlotAttention(width, config.heads, config.block_dropout)
+                self.attention = SlotAttention(width, config.heads, config.block_dropout, config.gains)
         self.pool_norm = nn.LayerNorm(width)
 
     def pool(self, sequences: Sequences) -> Tensor:
@@ -191,15 +208,15 @@ class BarlASe(nn.Module):
             self.embeddings, self.encoder = Embeddings(c), Encoder(c)
         self.item_dense = nn.Linear(width, width)
         if c.target_attention:
-            self.query_tokens, self.title_tokens = (AttentionUnit(width, c.attention_width) for _ in range(2))
+            self.query_tokens, self.title_tokens = (AttentionUnit(width, c.attention_width, c.gains) for _ in range(2))
         text = ((4 if c.target_attention else 2) + c.products) * width + c.agreement
         self.text_view = _perceptron(text, width)
         if c.behavior:
             self.query_side, self.item_side = NeighborSide(c, dense=False), NeighborSide(c, dense=True)
             if c.neighbor_block and c.shared_attention:
-                self.slot_attention = SlotAttention(width, c.heads, c.block_dropout)
+                self.slot_attention = SlotAttention(width, c.heads, c.block_dropout, c.gains)
             if c.neighbor_attention:
-                self.query_slots, self.item_slots = (AttentionUnit(width, c.attention_width) for _ in range(2))
+                self.query_slots, self.item_slots = (AttentionUnit(width, c.attention_width, c.gains) for _ in range(2))
             behavior = ((4 if c.neighbor_attention else 2) + 3 * c.products) * width + 3 * c.agreement
             self.behavior_view = _perceptron(behavior, width)
             if c.gate:
@@ -213,6 +230,8 @@ class BarlASe(nn.Module):
         nn.init.eye_(self.item_dense.weight)
         if not self.config.behavior:
             return
+        if self.config.gate and self.config.gains:
+            nn.init.zeros_(self.gate.weight)
         for side in (self.query_side, self.item_side):
             if side.dense is not None:
                 nn.init.eye_(side.dense.weight)
@@ -323,7 +342,7 @@ class BarlASe(nn.Module):
             return Sequences(states, counts)
         attention = self.slot_attention if self.config.shared_attention else side.attention
         states = states + self.block_dropout(attention(states, mask))
-        fed = side.feed_out(torch.relu(side.feed_in(side.feed_norm(states))))
+        fed = side.feed_gain(side.feed_out(torch.relu(side.feed_in(side.feed_norm(states)))))
         states = states + self.block_dropout(fed)
         return Sequences(states * mask[..., None], counts)
 

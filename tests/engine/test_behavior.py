@@ -43,6 +43,8 @@ SLOTS = 4
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"products": True, "agreement": True, "shared_attention": False},
+    {"gains": True},
+    {"gains": True, "shared_attention": False, "target_attention": False},
     {"neighbor_block": False, "slot_positions": False},
     {"neighbor_attention": False, "target_attention": False, "gate": False},
     {"target_encoder": "transformer"},

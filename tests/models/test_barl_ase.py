@@ -24,6 +24,7 @@ SWITCHES = {
     "gate": False,
     "products": True,
     "agreement": True,
+    "gains": True,
     "behavior": False,
     "target_encoder": "transformer",
 }
@@ -105,6 +106,28 @@ def test_the_order_of_neighbors_counts_through_their_positions_alone(
         moved = (first.logit - second.logit).abs()
         assert moved[[0, 1, 2, 3, 5]].max() == 0
         assert (moved[4] > 1e-4) == positions
+
+
+def test_with_gains_each_part_counts_nothing_at_first(
+    tiny_pairs: PairTokenizer, tokens: dict[str, Tensor], sides: tuple[Neighbors, Neighbors]
+) -> None:
+    sizes = {"vocabulary_size": tiny_pairs.vocabulary_size, "hidden_size": 16, "slots": SLOTS, "gains": True}
+    begun = BarlASe(BarlASeConfig(**sizes)).eval()
+    begun_views = begun.views(**tokens, neighbor_queries=sides[0], neighbor_items=sides[1])
+    assert (begun_views.gate[begun_views.has_items | begun_views.has_queries] == 0.5).all()
+    other = BarlASe(BarlASeConfig(**sizes)).eval()
+    state = begun.state_dict()
+    parts = ("query_tokens", "title_tokens", "query_slots", "item_slots", "slot_attention", "side.feed")
+    drawn = {name: value for name, value in other.state_dict().items() if any(part in name for part in parts)}
+    assert len(drawn) > 2 * len(parts)
+    other.load_state_dict(state | drawn)
+    views = other.views(**tokens, neighbor_queries=sides[0], neighbor_items=sides[1])
+    assert torch.equal(views.logit, begun_views.logit)
+    views.logit.sum().backward()
+    for name, parameter in other.named_parameters():
+        if name.endswith("factor"):
+            assert parameter.grad is not None
+            assert parameter.grad != 0, name
 
 
 def test_without_any_neighbor_the_text_view_decides(

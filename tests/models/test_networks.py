@@ -29,6 +29,7 @@ TITLES = [
 VARIANTS = [
     ("barl_ase", {}),
     ("barl_ase", {"products": True, "agreement": True, "target_attention": False}),
+    ("barl_ase", {"gains": True}),
     ("barl_ase", {"target_encoder": "transformer"}),
     ("barl_ase", {"target_encoder": "transformer", "term_classes": True}),
     ("ei_src", {"labels": 2}),
