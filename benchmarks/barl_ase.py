@@ -46,7 +46,7 @@ from pertinent.training.data import JudgedData
 from pertinent.training.fit import FitConfig
 
 LAYOUT = PairConfig(query_length=16, item_length=17)
-SIZES: dict[str, Any] = {"hidden_size": 64, "attention_width": 64, "slots": 6, "agreement": True}
+SIZES: dict[str, Any] = {"hidden_size": 64, "attention_width": 64, "slots": 6, "agreement": True, "gains": True}
 FIT: dict[str, Any] = {"epochs": 4, "batch_size": 128, "learning_rate": 1e-3, "early_stopping": 0, "warmup": 0.05}
 MINED: dict[str, Any] = {"min_exposures": 5, "min_ctr": 0.1}
 RESAMPLES = 400

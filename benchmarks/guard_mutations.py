@@ -862,7 +862,7 @@ TABLE: dict[str, tuple[Mutation, ...]] = {
     "bit flip, cut": (
         Mutation("digests", ARTIFACT, 'if digest != entry["sha256"]:', "if False:", "test_any_flipped_bit_is_found"),
         Mutation("sizes", ARTIFACT, 'if size != entry["bytes"]:', "if False:", "test_a_cut_file_is_found_by_its_size"),
-        Mutation("missing files", ARTIFACT, "if not file.is_file():", "if False:", "test_a_missing_file_is_named"),
+        Mutation("missing files", ARTIFACT, "if not file.exists():", "if False:", "test_a_missing_file_is_named"),
         Mutation(
             "the version is that of the files",
             ARTIFACT,
@@ -1005,13 +1005,20 @@ TABLE: dict[str, tuple[Mutation, ...]] = {
             "test_refused_kinds_are_never_written",
         ),
     ),
-    "links, `..`": (
+    "links, pipes, devices, `..`": (
         Mutation(
             "links",
             ARTIFACT,
             "if os.path.realpath(file) != os.path.join(inside, name):",
             "if False:",
             "test_a_link_is_refused_even_to_the_right_content",
+        ),
+        Mutation(
+            "pipes and devices",
+            ARTIFACT,
+            "if not file.is_file():",
+            "if False:",
+            "test_pipes_sockets_and_devices_are_refused_unread",
         ),
         Mutation(
             "names that lead outside",

@@ -385,8 +385,10 @@ def _verify_files(path: Path, manifest: Mapping[str, Any]) -> None:
         if os.path.realpath(file) != os.path.join(inside, name):
             raise ArtifactError(f"{path}: refuses {shorten(name)}: files must lie inside the folder, and not be links")
         try:
-            if not file.is_file():
+            if not file.exists():
                 raise ArtifactError(f"{file}: missing; copy the whole folder again")
+            if not file.is_file():  # reading a pipe would wait for ever, a device might never end
+                raise ArtifactError(f"{file}: refused, it is not a regular file; copy the whole folder again")
             size = file.stat().st_size
             if size != entry["bytes"]:
                 raise ArtifactError(f"{file}: has {size} bytes, the manifest says {entry['bytes']}; copy it again")

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import stat
 import subprocess
 import sys
 import textwrap
@@ -103,6 +105,39 @@ def test_a_link_is_refused_even_to_the_right_content(tmp_path: Path) -> None:
     (path / "weights.safetensors").rename(outside)
     (path / "weights.safetensors").symlink_to(outside)
     assert "links" in said(path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+def test_pipes_sockets_and_devices_are_refused_unread(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make(tmp_path / "model")
+    file = path / "weights.safetensors"
+    file.unlink()
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "socket":
+        monkeypatch.chdir(path)  # the name of a socket must be short
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(file.name)
+    else:
+        try:
+            os.mknod(file, stat.S_IFCHR | 0o600, os.stat("/dev/zero").st_rdev)
+        except PermissionError:
+            pytest.skip("only root makes devices")
+    assert said(path) == f"{file}: refused, it is not a regular file; copy the whole folder again"
+
+
+def test_a_hard_link_is_believed_by_its_digest_alone(tmp_path: Path) -> None:
+    # Installers that keep one copy of each file, such as uv, make them everywhere.
+    path = make(tmp_path / "model")
+    file = path / "weights.safetensors"
+    (tmp_path / "same").hardlink_to(file)
+    open_artifact(path)
+    (tmp_path / "other").write_bytes(file.read_bytes()[::-1])
+    file.unlink()
+    file.hardlink_to(tmp_path / "other")
+    assert "SHA-256" in said(path)
 
 
 @pytest.mark.parametrize("name", ["../outside", "deep/../../outside", "/etc/hostname"])
