@@ -63,7 +63,10 @@ def stretches(lengths: NDArray[np.int64], most: int, workers: int) -> list[NDArr
     >>> [batch.tolist() for batch in stretches(np.array([10, 30, 20, 10, 10]), most=40, workers=1)]
     [[1, 2], [0, 3], [4]]
     """
-    order = np.argsort(-lengths, kind="stable")
+    shorter = lengths.max(initial=0) - lengths
+    if shorter.max(initial=0) < 2**16:
+        shorter = shorter.astype(np.uint16)  # which numpy sorts by radix, in a quarter of the time
+    order = np.argsort(shorter, kind="stable")
     ends = np.cumsum(lengths[order])
     least = max(1, most // 8)
     cuts, done = [0], 0

@@ -570,10 +570,14 @@ class App:
             logits = logits.copy()
             finite = np.isfinite(logits) & result.scored
             logits[lowest] = logits[finite].min(initial=np.float32(np.inf)) if finite.any() else 0.0
-        self.metrics.scored(len(logits), int(result.truncated.sum()), result.seconds)
         found = served.scorer.probabilities(logits)
         known = found if result.scored.all() else found[result.scored]
-        self.metrics.relevance(served.name, known, native.filter_threshold(served))
+
+        def count() -> None:
+            self.metrics.scored(len(logits), int(result.truncated.sum()), result.seconds)
+            self.metrics.relevance(served.name, known, native.filter_threshold(served))
+
+        asyncio.get_running_loop().call_soon(count)  # while the answer is on its way
         return found, logits
 
     async def _unless_gone(self, exchange: Exchange, work: Coroutine[Any, Any, Done]) -> Done:
@@ -597,9 +601,7 @@ class App:
             raise
         finally:
             over = True
-            if not gone.done():
-                gone.cancel()
-                await asyncio.gather(gone, return_exceptions=True)
+            gone.cancel()  # it ends in the next turn of the loop, which the answer need not wait for
 
     # --- beside scoring --------------------------------------------------------------------------
 

@@ -412,7 +412,8 @@ class ScoringQueue:
                 self._served = {name: count for name, count in self._served.items() if name in active or name == key}
             self._jobs.append(job)
             self._pairs += size
-            self._ready.notify_all()
+            # It has one unit yet, its first stretch: threads that find nothing would only be in the way.
+            self._ready.notify()
         return job
 
     def _admit(self, size: int, key: str, priority: int, time_left: float | None) -> None:
@@ -613,11 +614,8 @@ class ScoringQueue:
         queries = job.queries if job.queries is not None else job.scorer.pairs.encode_queries(job.work.queries)
         chunk, item_lengths, cut = _read(job, start, stop)
         query_lengths = queries.lengths[chunk.query_rows] + 2  # [CLS] and [SEP]
-        lengths = query_lengths + item_lengths
-        pieces = [
-            _Piece(chunk, rows, int(query_lengths[rows].max()), int(item_lengths[rows].max()), int(lengths[rows].sum()))
-            for rows in job.scorer.batches(query_lengths, item_lengths, self._tokens_at_once(job.scorer))
-        ]
+        batches = job.scorer.batches(query_lengths, item_lengths, self._tokens_at_once(job.scorer))
+        pieces = _pieces(chunk, batches, query_lengths, item_lengths)
         cut = cut | queries.truncated[chunk.query_rows]
         with self._ready:
             job.tokenize_seconds += time.perf_counter() - before
@@ -655,7 +653,8 @@ class ScoringQueue:
                 self._running[backend] -= 1
                 if not self._running[backend]:
                     del self._running[backend]
-                self._ready.notify_all()
+                if any(job.pieces for job in self._jobs):
+                    self._ready.notify_all()
         self._store(batch, logits, time.perf_counter() - before)
 
     def _compute_alone(self, part: tuple[Job, _Piece]) -> None:
@@ -742,6 +741,18 @@ def _read(job: Job, start: int, stop: int) -> tuple[_Chunk, Rows, NDArray[np.boo
         item_rows = np.arange(len(items))
     lengths = items.offsets[item_rows + 1] - items.offsets[item_rows]  # of these alone: there may be millions
     return _Chunk(start, query_rows, items, None, item_rows), lengths + 1, items.truncated[item_rows]
+
+
+def _pieces(chunk: _Chunk, batches: list[Rows], query_lengths: Rows, item_lengths: Rows) -> list[_Piece]:
+    """The batches of a chunk with their sizes, all found in one go."""
+    order, starts = np.concatenate(batches), np.cumsum([0, *(len(rows) for rows in batches[:-1])])
+    query, item = query_lengths[order], item_lengths[order]
+    sizes = (
+        np.maximum.reduceat(query, starts).tolist(),
+        np.maximum.reduceat(item, starts).tolist(),
+        np.add.reduceat(query + item, starts).tolist(),
+    )
+    return [_Piece(chunk, rows, *each) for rows, *each in zip(batches, *sizes, strict=True)]
 
 
 def _alone(size: int, pace: float) -> float:
