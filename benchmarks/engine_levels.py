@@ -281,13 +281,14 @@ def measure(
 
 
 def earlier_runs(out: Path, about: dict[str, Any]) -> list[dict[str, float]]:
-    """How much faster native was than each, in the runs that the file already has of the same."""
+    """How much faster native was than each, in the runs that the file already has of the same, with their turns."""
     if not out.exists():
         return []
     before = json.loads(out.read_text(encoding="utf-8"))
-    if before["about"] != about:
+    if {**before["about"], "turns": 0} != {**about, "turns": 0}:
         return []
-    last = {name: row["native_is_faster"] for name, row in before["rows"].items()}
+    last = {"turns": before["about"]["turns"]}
+    last |= {name: row["native_is_faster"] for name, row in before["rows"].items()}
     return [*before.get("earlier_runs", []), last]
 
 
