@@ -12,14 +12,13 @@ difference is mostly that between two runs of the engine. `processor_ms` are mea
 they hold on a busy machine too.
 
 The second table is HTTP alone: the time of a request less what the queue had it for, with 1 and 3,000
-items, and the same body answered by FastAPI with pydantic that scores nothing, where that can be imported.
+items, and the same body answered by other frameworks that score nothing, where they can be imported.
 Writes serving_overhead.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import socket
 import subprocess
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from serving_others import installed
 from serving_process import Server, machine, serving, write
 
 from pertinent.artifact import write_artifact
@@ -174,12 +174,12 @@ def over_http(url: str, path: str, body: Any, turns: int) -> dict[str, float]:
 
 
 @contextmanager
-def fastapi_server() -> Iterator[str]:
-    """The address of FastAPI that answers rerank requests without scoring."""
+def other_server(name: str) -> Iterator[str]:
+    """The address of another framework's server that answers rerank requests without scoring."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("serving_fastapi.py")), str(port)])
+    process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("serving_others.py")), name, str(port)])
     try:
         for _ in range(400):
             with socket.socket() as probe:
@@ -202,10 +202,9 @@ def http_table(url: str, items: list[Item], count: int, turns: int) -> dict[str,
         )
         texts = {"query": QUERIES[0], "documents": titles[:size]}
         rows[f"pertinent /v2/rerank, {size} texts"] = over_http(url, "/v2/rerank", texts, turns)
-        if importlib.util.find_spec("fastapi") is not None:
-            with fastapi_server() as other:
-                found = over_http(other, "/v2/rerank", texts, turns)
-            rows[f"FastAPI with pydantic, /v2/rerank, {size} texts"] = found
+        for name in installed():
+            with other_server(name) as other:
+                rows[f"{name}, /v2/rerank, {size} texts"] = over_http(other, "/v2/rerank", texts, turns)
     return rows
 
 
