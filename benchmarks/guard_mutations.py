@@ -1014,6 +1014,13 @@ TABLE: dict[str, tuple[Mutation, ...]] = {
             "test_a_link_is_refused_even_to_the_right_content",
         ),
         Mutation(
+            "a link as manifest",
+            ARTIFACT,
+            "if verify and (path / MANIFEST).is_symlink():",
+            "if False:",
+            "test_a_link_is_refused_even_to_the_right_content",
+        ),
+        Mutation(
             "pipes and devices",
             ARTIFACT,
             "if not file.is_file():",

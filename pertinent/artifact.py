@@ -137,6 +137,8 @@ def open_artifact(path: str | Path, kind: str | None = None, verify: bool = True
         raise ArtifactError(f"{path}: has no {MANIFEST}, so it is not an artifact of pertinent")
     manifest = read_json(path / MANIFEST)
     _check_manifest(path, manifest)
+    if verify and (path / MANIFEST).is_symlink():
+        raise ArtifactError(f"{path}: refuses {MANIFEST}: files must lie inside the folder, and not be links")
     if kind is not None and manifest["kind"] != kind:
         raise ArtifactError(f"{path}: is of kind {shorten(manifest['kind'])}, but {kind!r} is needed here")
     if verify:

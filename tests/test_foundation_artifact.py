@@ -105,6 +105,12 @@ def test_a_link_is_refused_even_to_the_right_content(tmp_path: Path) -> None:
     (path / "weights.safetensors").rename(outside)
     (path / "weights.safetensors").symlink_to(outside)
     assert "links" in said(path)
+    (path / "weights.safetensors").unlink()
+    outside.rename(path / "weights.safetensors")
+    open_artifact(path)
+    (path / MANIFEST).rename(outside)
+    (path / MANIFEST).symlink_to(outside)
+    assert said(path) == f"{path}: refuses {MANIFEST}: files must lie inside the folder, and not be links"
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "device"])

@@ -523,6 +523,8 @@ def _ids(prepared: Prepared, index: Rows) -> list[int | str]:
     """What to call the items at places of the request: the ids or rows that came; for texts the places."""
     given = prepared.body.item_ids
     if isinstance(given, list):
+        if 4 * len(index) < len(given):
+            return [given[place] for place in index.tolist()]
         # Numpy picks them in half the time of a loop: they lie all over the memory, and it need not wait for each.
         picked: list[int | str] = np.fromiter(given, dtype=object, count=len(given))[index].tolist()
         return picked
