@@ -625,6 +625,13 @@ TABLE: dict[str, tuple[Mutation, ...]] = {
             "test_unknown_ids_and_rows_outside_are_refused",
         ),
         Mutation("they are counted", APP, 'self.metrics.bad("unknown", len(prepared.unknown))', "pass", UNKNOWN),
+        Mutation(
+            "many of them are told",
+            APP,
+            "if asked >= _IDS_SEEN and unknown / asked > self.config.unknown_share:",
+            "if False:",
+            "test_ids_that_no_index_has_and_versions_that_were_not_taken_degrade_health",
+        ),
         Mutation("they are told", APP, "len(prepared.blank) + len(prepared.unknown)", "len(prepared.blank)", UNKNOWN),
     ),
     "a score that is no number": (
@@ -1193,8 +1200,8 @@ TABLE: dict[str, tuple[Mutation, ...]] = {
         Mutation(
             "readiness is off at once",
             APP,
-            'return "draining" if self.draining else self.queue.stalled(_STALLED)',
-            "return self.queue.stalled(_STALLED)",
+            '        if self.draining:\n            return "draining"\n',
+            "",
             "test_draining_tells_balancers_and_goes_on_answering",
         ),
         Mutation(
@@ -1557,6 +1564,20 @@ TABLE: dict[str, tuple[Mutation, ...]] = {
             "            *reply.headers,\n",
             '            *reply.headers,\n            (b"access-control-allow-origin", b"*"),\n',
             "test_no_page_of_another_site_may_read_answers",
+        ),
+        Mutation(
+            "only what is listed",
+            ACCESS,
+            "if origin not in self._allowed:",
+            "if False:",
+            "test_pages_of_listed_sites_alone_may_ask_and_read",
+        ),
+        Mutation(
+            "no star",
+            ACCESS,
+            "if not _ORIGIN.fullmatch(origin):",
+            "if False:",
+            "test_what_is_no_origin_is_refused_at_the_start",
         ),
     ),
     "error pages": (

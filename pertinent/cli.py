@@ -549,6 +549,7 @@ COMMANDS: dict[str, Command] = {
             ),
             Flag("--tracing", "tracing", "a span of OpenTelemetry for each request (extra: otel)", switch=True),
             Flag("--playground", "playground", "the page at /", switch=True),
+            Flag("--cors-origins", "cors_origins", "sites whose pages may ask from a browser", names, "URL,..."),
         ),
         (
             "pertinent serve",

@@ -1,16 +1,23 @@
-"""API keys: kept as SHA-256 digests, compared in constant time, told apart by name."""
+"""Who may ask: API keys, kept as SHA-256 digests and compared in constant time, and the pages of which sites."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pertinent.errors import ConfigError
+from pertinent.errors import ConfigError, shorten
 from pertinent.serving.messages import WireError
 
+Headers = list[tuple[bytes, bytes]]
+
+_ORIGIN = re.compile(r"https?://[a-z0-9.\-]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?")
+# What a page may send beside the simple headers, what it may read, and for how many seconds it need not ask again.
+_MAY_SEND = b"authorization, content-type, content-encoding, x-api-key, x-request-id, traceparent"
+_MAY_READ = b"x-request-id, retry-after, retry-after-ms, server-timing, x-truncated, traceparent"
+_AGE = b"600"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -106,3 +113,37 @@ def _token(headers: list[tuple[bytes, bytes]]) -> bytes:
         if name in (b"x-api-key", b"api-key"):
             return value.strip()
     return b""
+
+
+class Origins:
+    """The sites whose pages may ask from a browser; any other page gets no header that would let it read.
+
+    Raises ConfigError for what is no origin, and for ``*``: what only a network may reach is not for every page.
+    """
+
+    def __init__(self, origins: Sequence[str]) -> None:
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"cors_origins: {shorten(origin)} is not an origin; "
+                    "give scheme, host in lower case and port, such as https://shop.example or http://localhost:3000"
+                )
+        self._allowed = frozenset(origin.encode("ascii") for origin in origins)
+
+    def headers(self, asked: Headers, allow: bytes | None = None) -> Headers:
+        """The headers that let the asking page read the answer; ``allow`` are the methods, for what it asks before."""
+        if not self._allowed:
+            return []
+        told = [(b"vary", b"origin")]
+        origin = next((value for name, value in asked if name == b"origin"), b"")
+        if origin not in self._allowed:
+            return told
+        told.append((b"access-control-allow-origin", origin))
+        if allow is None:
+            return [*told, (b"access-control-expose-headers", _MAY_READ)]
+        return [
+            *told,
+            (b"access-control-allow-methods", allow),
+            (b"access-control-allow-headers", _MAY_SEND),
+            (b"access-control-max-age", _AGE),
+        ]

@@ -11,7 +11,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from pertinent.errors import ConfigError, PertinentError, ScoringError
 from pertinent.serving import behavior, caching, candidates, native, wire
-from pertinent.serving.access import Keys
+from pertinent.serving.access import Keys, Origins
 from pertinent.serving.config import ServeConfig
 from pertinent.serving.limits import ClientGone, Limits, Receive, Sizes, check_head, check_request, read_body
 from pertinent.serving.messages import Answer, ErrorShape, Request, WireError
@@ -45,6 +45,8 @@ API_PAGE = PLAYGROUND.with_name("api.html")
 # The share of scores that may be no numbers before the whole answer is wrong.
 NOT_FINITE_SHARE = 0.01
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+# Item ids after which their unknown share is told, and what is left of earlier ones after each request.
+_IDS_SEEN, _FADING = 100, 0.99
 # A scoring thread is given up for lost after so many seconds with one batch.
 _STALLED = 60.0
 # Anyone may ask these, so that balancers need no key.
@@ -151,6 +153,7 @@ class App:
         restarts: Callable[[], int] = int,
     ) -> None:
         self.config, self.models = config, models
+        self._origins = Origins(config.cors_origins)  # before any thread runs: it may refuse
         self.limits: Limits = config.limits
         self.metrics = Metrics(config.tei_metrics, restarts)
         self.queue = ScoringQueue(config.queue, running_threads([each.scorer for each in models.all]), self.metrics)
@@ -164,6 +167,7 @@ class App:
         self.admin_port: int | None = None  # set by whoever binds it
         self.idle: dict[Any, None] = {}  # connections without a request, the longest idle first
         self._keys = Keys(config.keys, config.keys_file)
+        self._ids = (0.0, 0.0)  # item ids asked for of late, and those of them that no index had
         self._reloading = asyncio.Lock()
         self._searches = candidates.Searches()
         self._watcher: asyncio.Task[None] | None = None
@@ -199,7 +203,21 @@ class App:
 
     def not_ready(self) -> str | None:
         """Why no requests should come, None if they should."""
-        return "draining" if self.draining else self.queue.stalled(_STALLED)
+        if self.draining:
+            return "draining"
+        limit, (_, _, oldest) = self.config.queue.overloaded_ms, self.queue.waiting
+        if limit is not None and 1_000 * oldest > limit:
+            return f"overloaded: a request has waited for {oldest:.1f} s"
+        return self.queue.stalled(_STALLED)
+
+    def degraded(self) -> list[str]:
+        """What is wrong though requests are answered: versions that are not taken, ids that the index does not have."""
+        # Anyone may ask: why, with names of files, is in the log.
+        found = [f"model {name}: its new version could not be taken" for name in self.models.failures]
+        asked, unknown = self._ids
+        if asked >= _IDS_SEEN and unknown / asked > self.config.unknown_share:
+            found.append(f"{unknown / asked:.0%} of the item ids of late are not in the index")
+        return found
 
     async def close(self) -> None:
         """Stop watching, fail what still waits, write the last lines."""
@@ -275,7 +293,7 @@ class App:
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         allowed = ", ".join([*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"]).encode()
         if method == "OPTIONS":
-            return Reply(b"", 204, headers=((b"allow", allowed),))
+            return Reply(b"", 204, headers=((b"allow", allowed), *self._origins.headers(exchange.headers, allowed)))
         entry = methods.get(method)
         if entry is None:
             raise WireError(405, f"{path} takes {', '.join(methods)}", "method_not_allowed", param=allowed.decode())
@@ -321,6 +339,8 @@ class App:
         ]
         if reply.status == 204:
             headers = headers[2:]
+        else:
+            headers += self._origins.headers(exchange.headers)
         if exchange.span is not None:
             headers.append((TRACEPARENT, traceparent(exchange.span)))
         if close or self.draining:
@@ -456,6 +476,10 @@ class App:
             plan, result = None, Result.none(len(prepared.work))
             scores = result.logits
         self.metrics.bad("unknown", len(prepared.unknown))
+        if body.texts is None:
+            asked, unknown = self._ids
+            now = len(prepared.unknown)
+            self._ids = _FADING * asked + len(prepared.work) + now, _FADING * unknown + now
         if not result.scored.all():
             self.metrics.late(partial=True)
         began = time.perf_counter()
@@ -637,7 +661,7 @@ class App:
     async def _ready(self, exchange: Exchange, values: dict[str, str]) -> Reply:
         if "model" in values:
             self.models.get(values["model"])
-        return _state(self.not_ready(), "ready")
+        return _state(self.not_ready(), "ready", self.degraded())
 
     async def _nim_live(self, exchange: Exchange, values: dict[str, str]) -> Reply:
         stalled = self.queue.stalled(_STALLED)
@@ -724,9 +748,9 @@ def _headers(
     return tuple((name.encode("ascii"), value.encode("ascii", "replace")) for name, value in headers.items())
 
 
-def _state(reason: str | None, good: str) -> Reply:
+def _state(reason: str | None, good: str, degraded: Sequence[str] = ()) -> Reply:
     if reason is None:
-        return Reply(msgspec.json.encode({"status": good}))
+        return Reply(msgspec.json.encode({"status": good, **({"degraded": degraded} if degraded else {})}))
     return Reply(msgspec.json.encode({"status": f"not {good}", "reason": reason}), 503)
 
 

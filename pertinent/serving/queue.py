@@ -67,6 +67,8 @@ class QueueConfig(Config):
     ``max_wait_ms`` is the longest expected wait behind other requests, beyond which new ones are shed.
     ``key_share`` is the part of ``max_pairs`` and ``max_requests`` that one API key may hold. ``nice`` is how far
     scoring threads stand back behind the one that reads and answers, and behind all else on the machine (Linux).
+    ``overloaded_ms`` is how long a request may wait before the server says that no more should come; None for ever,
+    as replicas that are overloaded together would leave together.
     """
 
     max_requests: int = Field(256, ge=1)
@@ -76,6 +78,7 @@ class QueueConfig(Config):
     deadline_ms: int = Field(30_000, ge=1)
     batch_tokens: int = Field(MAX_TOKENS, ge=1)
     nice: int = Field(10, ge=0, le=19)
+    overloaded_ms: int | None = Field(None, ge=1)
 
 
 class Refused(Exception):

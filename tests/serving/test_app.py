@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import re
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,12 +17,13 @@ from hypothesis import strategies as st
 
 from pertinent.engine.index import ItemIndex
 from pertinent.engine.scorer import Scorer
-from pertinent.errors import ArtifactError
+from pertinent.errors import ArtifactError, ConfigError
 from pertinent.serving.access import Keys, key_digest
 from pertinent.serving.app import App, Exchange, as_wire_error
 from pertinent.serving.config import ServeConfig
 from pertinent.serving.limits import ClientGone
 from pertinent.serving.messages import WireError
+from pertinent.serving.queue import Work
 from pertinent.serving.registry import Registry, Served
 from pertinent.serving.wire import ROUTES
 
@@ -359,6 +361,83 @@ def test_items_without_a_text_or_in_no_index_are_refused_by_place_where_that_is_
         reply = server.post(path, {"query": "usb", **body})
         assert reply.status_code == 422 and place in reply.text, reply.text
     assert server.post("/v1/relevance", {"query": "usb", "item_ids": ["0"]}).status_code == 200
+
+
+SHOP = "https://shop.example"
+
+
+def test_pages_of_listed_sites_alone_may_ask_and_read(tiny_scorer: Scorer, start: Callable[..., Any]) -> None:
+    server = start(tiny_scorer, cors_origins=[SHOP, "http://localhost:3000"], keys={"shop": key_digest("secret")})
+    asked = {"origin": SHOP, "access-control-request-method": "POST"}
+    preflight = server.client.options("/v2/rerank", headers=asked)
+    assert preflight.status_code == 204
+    assert preflight.headers["access-control-allow-origin"] == SHOP
+    assert "POST" in preflight.headers["access-control-allow-methods"]
+    assert "authorization" in preflight.headers["access-control-allow-headers"]
+    body = {"query": "usb", "documents": ["usb cable"]}
+    for key, status in (("secret", 200), ("other", 401)):  # a page has to read why it was refused
+        reply = server.post("/v2/rerank", body, headers={"origin": SHOP, "authorization": f"Bearer {key}"})
+        assert reply.status_code == status
+        assert reply.headers["access-control-allow-origin"] == SHOP
+        assert reply.headers["vary"] == "origin"
+        assert "retry-after" in reply.headers["access-control-expose-headers"]
+    for origin in (f"{SHOP}.evil.example", "http://shop.example", f"{SHOP}:444", "null"):
+        asked["origin"] = origin
+        for reply in (
+            server.client.options("/v2/rerank", headers=asked),
+            server.post("/v2/rerank", body, headers={"origin": origin, "authorization": "Bearer secret"}),
+        ):
+            assert not any(name.startswith("access-control") for name in reply.headers)
+            assert reply.headers["vary"] == "origin"
+
+
+@pytest.mark.parametrize("origin", ["*", "null", "shop.example", f"{SHOP}/", f"{SHOP}/a", "https://Shop.example", ""])
+def test_what_is_no_origin_is_refused_at_the_start(origin: str, tiny_scorer: Scorer) -> None:
+    with pytest.raises(ConfigError, match=r"cors_origins: .* is not an origin; give scheme"):
+        App(ServeConfig(cors_origins=[origin]), Registry([Served("tiny", tiny_scorer)]))
+
+
+def test_ids_that_no_index_has_and_versions_that_were_not_taken_degrade_health(
+    tiny_scorer: Scorer, tiny_index: ItemIndex, start: Callable[..., Any]
+) -> None:
+    server = start(tiny_scorer, tiny_index)
+    known = ["0", "B1", "2", "B3"]
+    gone = [f"gone {number}" for number in range(60)]
+
+    def state() -> Any:
+        reply = server.client.get("/readyz")
+        assert reply.status_code == 200
+        return reply.json()
+
+    server.post("/v1/relevance", {"query": "usb", "item_ids": gone})
+    assert state() == {"status": "ready"}, "so few say nothing"
+    server.post("/v1/relevance", {"query": "usb", "item_ids": gone + known})
+    assert state() == {"status": "ready", "degraded": ["97% of the item ids of late are not in the index"]}
+    for _ in range(6):
+        server.post("/v1/relevance", {"query": "usb", "item_ids": known * 25})
+    assert state() == {"status": "ready"}
+    server.app.models.failures["tiny"] = "/srv/secret/model: is damaged"
+    assert state()["degraded"] == ["model tiny: its new version could not be taken"]
+
+
+def test_a_request_that_has_waited_too_long_makes_it_unready_where_that_is_set(
+    tiny_scorer: Scorer, start: Callable[..., Any]
+) -> None:
+    server = start(tiny_scorer, queue={"overloaded_ms": 50})
+    assert server.client.get("/readyz").status_code == 200
+    held, done = threading.Event(), threading.Event()
+    work = Work.computed("usb", 1, lambda rows: np.full(len(rows), float(held.wait(20)), dtype=np.float32))
+    server.app.queue._submit(work, tiny_scorer, "", None, False, lambda job: done.set())
+    try:
+        time.sleep(0.06)
+        reply = server.client.get("/readyz")
+        assert reply.status_code == 503
+        assert reply.json()["reason"].startswith("overloaded: a request has waited for 0.")
+        assert server.client.get("/livez").status_code == 200
+    finally:
+        held.set()
+    assert done.wait(20)
+    assert server.client.get("/readyz").status_code == 200
 
 
 def test_reloads_that_are_asked_for_at_once_take_turns(tiny_scorer: Scorer) -> None:
