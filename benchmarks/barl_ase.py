@@ -97,6 +97,7 @@ SETTINGS: dict[str, Setting] = {
     "text view alone": Setting({"behavior": False}),
     "noise neighbors": Setting(change=noise, against="text view alone"),
     "no agreement, as in the paper": Setting({"agreement": False}),
+    "no gains": Setting({"gains": False}),
     "no neighbor co-attention": Setting({"neighbor_attention": False}),
     "no target co-attention": Setting({"target_attention": False}),
     "no contrast": Setting(losses={"contrast": 0.0}),
