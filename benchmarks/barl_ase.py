@@ -24,6 +24,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import torch
+from engine_vs_sentence_transformers import processor
 
 from pertinent.artifact import write_json
 from pertinent.data.neighbors import ExampleNeighbors, NeighborHistory, SlotTable
@@ -232,6 +233,7 @@ def measured(shop: Shop, test: Sequence[Judgment], relevant: Any, result: dict[s
         "fnr": float(false_negative_rate(scores, relevant)),
         "macro_f1": float(macro_f1(scores, relevant)),
         "gate": float(gates[aware].mean()) if aware.any() else 1.0,
+        "valid_auc": result["valid_auc"],
         "step": result["step"],
     }
 
@@ -315,7 +317,7 @@ def write_report(args: Any, rows: dict[str, Any], compared: dict[str, list[Any]]
     """The JSON of all settings: means over shops, spread, and the full model less each of the others."""
     report: dict[str, Any] = {
         "command": "python " + " ".join(sys.argv),
-        "machine": f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, one thread",
+        "machine": f"{processor()}, Python {platform.python_version()}, one thread",
         "model": SIZES,
         "fit": FIT,
         "lists": MINED,
@@ -327,7 +329,10 @@ def write_report(args: Any, rows: dict[str, Any], compared: dict[str, list[Any]]
             "shops": sorted(found),
             "auc": {part: float(np.mean([each["auc"][part] for each in found.values()])) for part in parts},
             "auc_by_shop": [each["auc"]["all"] for each in found.values()],
-            **{each: float(np.mean([f[each] for f in found.values()])) for each in ("fnr", "macro_f1", "gate")},
+            **{
+                each: float(np.mean([f[each] for f in found.values()]))
+                for each in ("fnr", "macro_f1", "gate", "valid_auc")
+            },
         }
         against = SETTINGS[name].against
         if name != against:

@@ -3,8 +3,7 @@
 python benchmarks/serving_others.py NAME PORT
 """
 
-from __future__ import annotations
-
+# Not `from __future__ import annotations`: FastAPI reads the annotations of a route, and its classes are local.
 import importlib.util
 import sys
 from typing import Any
@@ -24,19 +23,28 @@ def installed() -> list[str]:
 def fastapi_app() -> Any:
     """Bodies and answers as pydantic models, as its documentation teaches."""
     from fastapi import FastAPI
-    from pydantic import create_model
+    from pydantic import BaseModel
 
-    body = create_model("Body", query=(str, ...), documents=(list[str], ...), top_n=(int | None, None))
-    result = create_model("Result", index=(int, ...), relevance_score=(float, ...))
-    answer = create_model("Answer", id=(str, ...), results=(list[result], ...))  # type: ignore[valid-type]
+    class Body(BaseModel):
+        query: str
+        documents: list[str]
+        top_n: int | None = None
+
+    class Result(BaseModel):
+        index: int
+        relevance_score: float
+
+    class Answer(BaseModel):
+        id: str
+        results: list[Result]
+
     app = FastAPI()
 
-    async def rerank(given: Any) -> Any:
-        rows = by_length(given.documents, given.top_n)
-        return answer(id="0", results=[result(index=row, relevance_score=score) for row, score in rows])
+    @app.post("/v2/rerank")
+    async def rerank(given: Body) -> Answer:
+        results = [Result(index=row, relevance_score=score) for row, score in by_length(given.documents, given.top_n)]
+        return Answer(id="0", results=results)
 
-    rerank.__annotations__ = {"given": body, "return": answer}
-    app.post("/v2/rerank")(rerank)
     return app
 
 
@@ -48,13 +56,20 @@ def starlette_app() -> Any:
     from starlette.responses import Response
     from starlette.routing import Route
 
-    body = msgspec.defstruct("Body", [("query", str), ("documents", list[str]), ("top_n", int | None, None)])
-    result = msgspec.defstruct("Result", [("index", int), ("relevance_score", float)])
-    decoder = msgspec.json.Decoder(body)
+    class Body(msgspec.Struct):
+        query: str
+        documents: list[str]
+        top_n: int | None = None
+
+    class Result(msgspec.Struct):
+        index: int
+        relevance_score: float
+
+    decoder = msgspec.json.Decoder(Body)
 
     async def rerank(request: Request) -> Response:
-        given: Any = decoder.decode(await request.body())
-        results = [result(row, score) for row, score in by_length(given.documents, given.top_n)]
+        given = decoder.decode(await request.body())
+        results = [Result(row, score) for row, score in by_length(given.documents, given.top_n)]
         content = msgspec.json.encode({"id": "0", "results": results})
         return Response(content, media_type="application/json")
 

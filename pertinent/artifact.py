@@ -137,8 +137,6 @@ def open_artifact(path: str | Path, kind: str | None = None, verify: bool = True
         raise ArtifactError(f"{path}: has no {MANIFEST}, so it is not an artifact of pertinent")
     manifest = read_json(path / MANIFEST)
     _check_manifest(path, manifest)
-    if verify and (path / MANIFEST).is_symlink():
-        raise ArtifactError(f"{path}: refuses {MANIFEST}: files must lie inside the folder, and not be links")
     if kind is not None and manifest["kind"] != kind:
         raise ArtifactError(f"{path}: is of kind {shorten(manifest['kind'])}, but {kind!r} is needed here")
     if verify:
@@ -381,11 +379,12 @@ def _check_manifest(path: Path, manifest: Any) -> None:
 
 def _verify_files(path: Path, manifest: Mapping[str, Any]) -> None:
     inside = os.path.realpath(path)
+    for name in (MANIFEST, *manifest["files"]):
+        # Links of any part of the way are refused, also those that would stay inside.
+        if os.path.realpath(path / name) != os.path.join(inside, name):
+            raise ArtifactError(f"{path}: refuses {shorten(name)}: files must lie inside the folder, and not be links")
     for name, entry in manifest["files"].items():
         file = path / name
-        # Links of any part of the way are refused, also those that would stay inside.
-        if os.path.realpath(file) != os.path.join(inside, name):
-            raise ArtifactError(f"{path}: refuses {shorten(name)}: files must lie inside the folder, and not be links")
         try:
             if not file.exists():
                 raise ArtifactError(f"{file}: missing; copy the whole folder again")

@@ -110,7 +110,7 @@ def test_a_link_is_refused_even_to_the_right_content(tmp_path: Path) -> None:
     open_artifact(path)
     (path / MANIFEST).rename(outside)
     (path / MANIFEST).symlink_to(outside)
-    assert said(path) == f"{path}: refuses {MANIFEST}: files must lie inside the folder, and not be links"
+    assert said(path) == f"{path}: refuses {MANIFEST!r}: files must lie inside the folder, and not be links"
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "device"])

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pertinent.errors import ConfigError, shorten
+from pertinent.serving.limits import Headers
 from pertinent.serving.messages import WireError
-
-Headers = list[tuple[bytes, bytes]]
 
 _ORIGIN = re.compile(r"https?://[a-z0-9.\-]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?")
 # What a page may send beside the simple headers, what it may read, and for how many seconds it need not ask again.

@@ -167,7 +167,7 @@ class App:
         self.admin_port: int | None = None  # set by whoever binds it
         self.idle: dict[Any, None] = {}  # connections without a request, the longest idle first
         self._keys = Keys(config.keys, config.keys_file)
-        self._ids = (0.0, 0.0)  # item ids asked for of late, and those of them that no index had
+        self._asked_ids = (0.0, 0.0)  # item ids asked for of late, and those of them that no index had
         self._reloading = asyncio.Lock()
         self._searches = candidates.Searches()
         self._watcher: asyncio.Task[None] | None = None
@@ -214,7 +214,7 @@ class App:
         """What is wrong though requests are answered: versions that are not taken, ids that the index does not have."""
         # Anyone may ask: why, with names of files, is in the log.
         found = [f"model {name}: its new version could not be taken" for name in self.models.failures]
-        asked, unknown = self._ids
+        asked, unknown = self._asked_ids
         if asked >= _IDS_SEEN and unknown / asked > self.config.unknown_share:
             found.append(f"{unknown / asked:.0%} of the item ids of late are not in the index")
         return found
@@ -477,9 +477,9 @@ class App:
             scores = result.logits
         self.metrics.bad("unknown", len(prepared.unknown))
         if body.texts is None:
-            asked, unknown = self._ids
+            asked, unknown = self._asked_ids
             now = len(prepared.unknown)
-            self._ids = _FADING * asked + len(prepared.work) + now, _FADING * unknown + now
+            self._asked_ids = _FADING * asked + len(prepared.work) + now, _FADING * unknown + now
         if not result.scored.all():
             self.metrics.late(partial=True)
         began = time.perf_counter()

@@ -351,7 +351,7 @@ def encode(answer: RelevanceReply) -> bytes:
 
     def write(column: Any) -> msgspec.Raw:
         if not isinstance(column, np.ndarray):
-            raise NotImplementedError
+            raise TypeError(f"{type(column).__name__} is nothing that goes into an answer")
         if id(column) not in written:
             whole = np.ascontiguousarray(column)
             written[id(column)] = msgspec.Raw(orjson.dumps(whole, option=orjson.OPT_SERIALIZE_NUMPY))
