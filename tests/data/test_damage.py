@@ -75,9 +75,10 @@ def test_parquet_with_bytes_missing_in_the_middle_names_a_row_at_or_before_the_d
     path = tmp_path / "log.parquet"
     path.write_bytes(parquet)
     start = "coalesce(dictionary_page_offset, data_page_offset) + total_compressed_size - 500"
-    found = duckdb.execute(f"SELECT {start} FROM parquet_metadata('{path}') WHERE row_group_id = {part}").fetchone()
-    assert found is not None
-    path.write_bytes(parquet[: found[0]] + parquet[found[0] + 400 :])
+    found = duckdb.execute(f"SELECT {start} FROM parquet_metadata('{path}') WHERE row_group_id = {part}").fetchall()[0][
+        0
+    ]
+    path.write_bytes(parquet[:found] + parquet[found + 400 :])
     every_reader_refuses(path, rf"row {part * 2048 + 1}: is damaged from about this row on")
 
 

@@ -120,9 +120,11 @@ def test_a_parquet_file_that_is_damaged_within_names_the_first_row_of_the_damage
     good, path = parquet(tmp_path / "good.parquet", rows), tmp_path / "j.parquet"
     duckdb.execute(f"COPY ({rows}) TO '{path}' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 2048)")
     place = "coalesce(dictionary_page_offset, data_page_offset) + total_compressed_size - 99"
-    found = duckdb.execute(f"SELECT {place} FROM parquet_metadata('{path}') WHERE row_group_id = {group}").fetchone()
+    found = duckdb.execute(f"SELECT {place} FROM parquet_metadata('{path}') WHERE row_group_id = {group}").fetchall()[
+        0
+    ][0]
     data = bytearray(path.read_bytes())
-    data[found[0] : found[0] + 90] = b"\xff" * 90
+    data[found : found + 90] = b"\xff" * 90
     path.write_bytes(data)
     told = rf"j\.parquet: row {line}: is damaged from about this row on \(.*\); write or copy the file again"
     with pytest.raises(DataError, match=told):
