@@ -170,7 +170,8 @@ def _levels(model: str) -> list[tuple[str, str, str | None]]:
     rounded = [name for name in usable if "int8" in name][:1]
     if _joins_late(model):
         return [("late-join", best, model), *(("late-join int8", name, model) for name in rounded)]
-    return [("exact", best, model), *(("int8", name, model) for name in rounded)]
+    on_gpu = [("gpu", "cuda", model)] if "cuda" in usable else []
+    return [("exact", best, model), *(("int8", name, model) for name in rounded), *on_gpu]
 
 
 class Runner:
@@ -310,16 +311,20 @@ def peak_gflops(size: int = 768, seconds: float = 0.5) -> float:
     return 2 * size**3 / best / 1e9
 
 
-def pair_gflop(network: Mapping[str, Any], query_tokens: float, title_tokens: float) -> float:
+def pair_gflop(network: Mapping[str, Any], query_tokens: float, title_tokens: float, tables: bool = False) -> float:
     """GFLOP of one pair without padding, the last layer computed for ``[CLS]`` alone, two a multiply-add.
 
-    >>> round(pair_gflop({"layers": 3, "hidden_size": 128, "feed_forward_size": 512}, 7, 26), 4)
-    0.0296
+    With ``tables`` the projections of the first layer are looked up and not computed, as the native engine does.
+
+    >>> network = {"layers": 3, "hidden_size": 128, "feed_forward_size": 512}
+    >>> round(pair_gflop(network, 7, 26), 4), round(pair_gflop(network, 7, 26, tables=True), 4)
+    (0.0296, 0.0263)
     """
     width, feed, tokens = network["hidden_size"], network["feed_forward_size"], query_tokens + title_tokens
     row = 2 * (4 * width * width + 2 * width * feed) + 4 * tokens * width
     last = 4 * width * width * tokens + 2 * (2 * width * width + 2 * width * feed) + 4 * tokens * width
-    return float(((network["layers"] - 1) * row * tokens + last) / 1e9)
+    looked_up = (6 if network["layers"] > 1 else 4) * width * width * tokens if tables else 0
+    return float(((network["layers"] - 1) * row * tokens + last - looked_up) / 1e9)
 
 
 def distinct_titles(titles: Sequence[str], count: int) -> list[str]:
@@ -388,13 +393,15 @@ def _row(
     times: list[float],
     memory: Mapping[str, float],
     quality: Mapping[str, Evaluation],
-    work: float | None,
+    work: Mapping[bool, float] | None,
     peak: float,
 ) -> BenchRow:
     from pertinent.evaluation.speed import latency_stats
 
     name, stats = runner.contestant.name, latency_stats(times, count)
-    share = None if work is None or name.startswith("late-join") else work * count / (stats.p50 / 1000) / peak
+    share = None
+    if work is not None and not name.startswith("late-join"):
+        share = work[runner.contestant.runs.startswith("native")] * count / (stats.p50 / 1000) / peak
     judged = quality.get(name)
     found = None if judged is None else {key: judged.metrics[key].plain() for key in ("auc", "ndcg@10")}
     return BenchRow(
@@ -440,8 +447,11 @@ def _depths(scores: NDArray[Any], judged: Sequence[Judgment], config: BenchConfi
     return found
 
 
-def _work_gflop(config: BenchConfig) -> float | None:
-    """GFLOP of a pair of this run's query with a title of mean length; None where the sizes are not of our encoder."""
+def _work_gflop(config: BenchConfig) -> dict[bool, float] | None:
+    """GFLOP of a pair of this run's query with a title of mean length, without and with looked-up projections.
+
+    None where the sizes are not of our encoder.
+    """
     from pertinent.artifact import open_artifact
     from pertinent.models.store import load_pairs, model_settings
 
@@ -452,7 +462,8 @@ def _work_gflop(config: BenchConfig) -> float | None:
     pairs = load_pairs(model)
     titles = pairs.encode_items(_bench_titles(config)[: max(config.candidates)])
     query = pairs.encode_queries([config.query])
-    return pair_gflop(network, float(query.lengths[0]) + 2, float(titles.lengths.mean()) + 1)
+    lengths = float(query.lengths[0]) + 2, float(titles.lengths.mean()) + 1
+    return {tables: pair_gflop(network, *lengths, tables) for tables in (False, True)}
 
 
 def _joins_late(model: str | None) -> bool:

@@ -398,6 +398,20 @@ def test_bench_without_a_model_measures_both_shipped_ones() -> None:
     assert ("int8" in entered) == ("late-join int8" in entered)  # where the native engine is built, both have passed
 
 
+def test_bench_measures_a_gpu_where_torch_finds_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "_usable_backends", lambda model: ["native", "native-int8", "onnx", "torch", "cuda"])
+    entered = {each.name: each.runs for each in bench.contestants(bench.BenchConfig())}
+    assert entered["gpu"] == entered["gpu, indexed"] == "cuda"
+    assert list(entered.values()).count("cuda") == 2
+
+
+def test_the_share_of_the_peak_leaves_out_what_is_looked_up() -> None:
+    one = {"layers": 1, "hidden_size": 64, "feed_forward_size": 256}
+    assert bench.pair_gflop(one, 5, 20) - bench.pair_gflop(one, 5, 20, tables=True) == pytest.approx(4 * 64**2 * 25e-9)
+    two = {**one, "layers": 2}
+    assert bench.pair_gflop(two, 5, 20) - bench.pair_gflop(two, 5, 20, tables=True) == pytest.approx(6 * 64**2 * 25e-9)
+
+
 def test_bench_in_this_process(
     shop: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
