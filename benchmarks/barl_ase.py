@@ -49,6 +49,7 @@ from pertinent.training.fit import FitConfig
 LAYOUT = PairConfig(query_length=16, item_length=17)
 SIZES: dict[str, Any] = {"hidden_size": 64, "attention_width": 64, "slots": 6, "agreement": True, "gains": True}
 FIT: dict[str, Any] = {"epochs": 4, "batch_size": 128, "learning_rate": 1e-3, "early_stopping": 0, "warmup": 0.05}
+LOSSES: dict[str, Any] = {"contrast": 0.5}
 MINED: dict[str, Any] = {"min_exposures": 5, "min_ctr": 0.1}
 RESAMPLES = 400
 # Rows whose difference is told for each part of the test pairs.
@@ -107,8 +108,8 @@ SETTINGS: dict[str, Setting] = {
     "no neighbor block": Setting({"neighbor_block": False}),
     "attention not shared": Setting({"shared_attention": False}),
     "no slot positions": Setting({"slot_positions": False}),
-    "contrast 0.02": Setting(losses={"contrast": 0.02}, shops=(0,)),
-    "contrast 0.5": Setting(losses={"contrast": 0.5}, shops=(0,)),
+    "contrast 0.1": Setting(losses={"contrast": 0.1}),
+    "contrast 2": Setting(losses={"contrast": 2.0}, shops=(0,)),
     "mutual 0.05": Setting(losses={"mutual": 0.05}, shops=(0,)),
     "mutual 1": Setting(losses={"mutual": 1.0}, shops=(0,)),
     "temperature 0.05": Setting(losses={"temperature": 0.05}, shops=(0,)),
@@ -172,7 +173,7 @@ def run(shop: Shop, tested: Shop, setting: Setting, seed: int, pairs: PairTokeni
     torch.manual_seed(seed)
     network = BarlASe(BarlASeConfig(vocabulary_size=pairs.vocabulary_size, **model))
     config = FitConfig(seed=seed, device="cpu", **FIT)
-    losses = ViewLosses.build({} if model.get("behavior", True) else {"contrast": 0.0, "mutual": 0.0})
+    losses = ViewLosses.build(LOSSES if model.get("behavior", True) else {"contrast": 0.0, "mutual": 0.0})
     losses = ViewLosses.build(losses.plain() | setting.losses)
     result = fit_views(network, pairs, sets["train"], config, losses, sets["valid"])
     logits, gates = {}, {}
@@ -320,6 +321,7 @@ def write_report(args: Any, rows: dict[str, Any], compared: dict[str, list[Any]]
         "machine": f"{processor()}, Python {platform.python_version()}, one thread",
         "model": SIZES,
         "fit": FIT,
+        "losses": LOSSES,
         "lists": MINED,
         "settings": {},
     }
