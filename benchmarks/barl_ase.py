@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/barl_ase.py --work runs/barl --out benchmarks/barl_ase.json
 
-Three shops (texts and judgments of the ESCI sample, behavior simulated, 100 made-up queries each), one model of
-each kind a shop. What a run found is kept in the work folder, so a stopped study goes on, and shops can be run side by
+Three shops (texts and judgments of the ESCI sample, behavior simulated, 100 made-up queries each), ``--repeats``
+models of each kind a shop. What a run found is kept in the work folder, so a stopped study goes on, and shops can be run side by
 side (``--shops 0``); ``--report`` writes what is there. Half of the made-up queries are for training, 15 % for
 choosing, 35 % for the test. Differences are means over shops of differences on the same test pairs; intervals and
 p-values draw whole queries again inside each shop. Some rows are of the first shop alone.
@@ -239,10 +239,13 @@ def measured(shop: Shop, test: Sequence[Judgment], relevant: Any, result: dict[s
     }
 
 
-def paired(runs: Sequence[tuple[Any, Any, Any, Any]], name: str) -> dict[str, float]:
-    """The mean over shops of the difference in AUC, with interval and p-value; each run is queries, relevant, a, b."""
+def paired(runs: Sequence[tuple[Any, Any, Any, Any, int]]) -> dict[str, Any]:
+    """The mean difference in AUC, with interval and p-value; each run is queries, relevant, a, b and the shop.
+
+    For all runs of a shop the same queries are drawn.
+    """
     values, spreads = [], []
-    for number, (queries, relevant, a, b) in enumerate(runs):
+    for queries, relevant, a, b, number in runs:
         _, rows = np.unique(queries, return_inverse=True)
         values.append(auc(a, relevant) - auc(b, relevant))
         spread = []
@@ -255,7 +258,7 @@ def paired(runs: Sequence[tuple[Any, Any, Any, Any]], name: str) -> dict[str, fl
     low, high = interval(drawn)
     beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     p_value = min(1.0, 2 * (beyond + 1) / (len(drawn) + 1))
-    return {"value": float(np.mean(values)), "low": low, "high": high, "p_value": p_value, "by_shop": values}
+    return {"value": float(np.mean(values)), "low": low, "high": high, "p_value": p_value, "by_run": values}
 
 
 def main() -> None:
@@ -266,6 +269,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="names of settings; left out: all")
     parser.add_argument("--report", action="store_true", help="only of what was found before; nothing is trained")
     parser.add_argument("--shops", nargs="*", type=int, default=[0, 1, 2], help="which shops; left out: all")
+    parser.add_argument("--repeats", type=int, default=1, help="trainings of each kind a shop, of seeds of their own")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
@@ -275,11 +279,13 @@ def main() -> None:
     shops: dict[str, Shop] = {}
     rows: dict[str, Any] = {}
     compared: dict[str, list[Any]] = {}
-    base: dict[tuple[str, int], Any] = {}
+    base: dict[tuple[str, str], Any] = {}
     for name in ["full", *(each for each in wanted if each != "full")]:
         setting = SETTINGS[name]
-        for seed in (each for each in setting.shops if each in args.shops):
-            file = args.work / f"{name.replace(' ', '-').replace('%', '')}-{seed}.json"
+        repeats = range(args.repeats if len(setting.shops) > 1 and setting.tested is None else 1)
+        for seed, repeat in ((each, turn) for each in setting.shops if each in args.shops for turn in repeats):
+            drawn = f"{seed}" if repeat == 0 else f"{seed}.{repeat}"
+            file = args.work / f"{name.replace(' ', '-').replace('%', '')}-{drawn}.json"
             if args.report and not file.is_file():
                 continue
             shop, tested = (
@@ -287,22 +293,22 @@ def main() -> None:
                 for each in (setting.shop, setting.shop if setting.tested is None else setting.tested)
             )
             if not file.is_file():
-                write_json(file, run(shop, tested, setting, seed, pairs))
+                write_json(file, run(shop, tested, setting, seed + 10 * repeat, pairs))
             result = json.loads(file.read_text())
             test = [row for row in tested.judgments if row.split == "test"]
             relevant = np.array([row.grade >= tested.positive for row in test])
-            base[name, seed] = result
-            if (setting.against, seed) not in base:
+            base[name, drawn] = result
+            if (setting.against, drawn) not in base:
                 continue
             # The parts of the other row's neighbors, so that all rows of the table speak of the same pairs.
-            other = base[setting.against, seed]
+            other = base[setting.against, drawn]
             parts = slices(tested, test, other)
             found = measured(tested, test, relevant, result, parts)
-            rows.setdefault(name, {})[str(seed)] = found
+            rows.setdefault(name, {})[drawn] = found
             queries = np.array([normalize(row.query) for row in test])
             one, two = (np.array(each["logits"]) for each in (other, result))
-            compared.setdefault(name, []).append((queries, relevant, one, two, parts))
-            print(name, seed, {k: round(v, 4) for k, v in found["auc"].items()}, flush=True)
+            compared.setdefault(name, []).append((queries, relevant, one, two, parts, seed))
+            print(name, drawn, {k: round(v, 4) for k, v in found["auc"].items()}, flush=True)
     write_report(args, rows, compared)
 
 
@@ -328,9 +334,9 @@ def write_report(args: Any, rows: dict[str, Any], compared: dict[str, list[Any]]
     for name, found in rows.items():
         parts = next(iter(found.values()))["auc"]
         entry: dict[str, Any] = {
-            "shops": sorted(found),
+            "runs": sorted(found),
             "auc": {part: float(np.mean([each["auc"][part] for each in found.values()])) for part in parts},
-            "auc_by_shop": [each["auc"]["all"] for each in found.values()],
+            "auc_by_run": [each["auc"]["all"] for each in found.values()],
             **{
                 each: float(np.mean([f[each] for f in found.values()]))
                 for each in ("fnr", "macro_f1", "gate", "valid_auc")
@@ -341,7 +347,7 @@ def write_report(args: Any, rows: dict[str, Any], compared: dict[str, list[Any]]
             key = f"{against.replace(' ', '_')}_less_this"
             entry[key] = {
                 part: paired(
-                    [(q[k[part]], r[k[part]], a[k[part]], b[k[part]]) for q, r, a, b, k in compared[name]], part
+                    [(q[k[part]], r[k[part]], a[k[part]], b[k[part]], shop) for q, r, a, b, k, shop in compared[name]]
                 )
                 for part in (compared[name][0][4] if name in BY_PART else ("all",))
             }
