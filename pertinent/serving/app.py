@@ -208,6 +208,9 @@ class App:
         limit, (_, _, oldest) = self.config.queue.overloaded_ms, self.queue.waiting
         if limit is not None and 1_000 * oldest > limit:
             return f"overloaded: a request has waited for {oldest:.1f} s"
+        damaged = next((each.name for each in self.models.all if each.mapped.damaged is not None), None)
+        if damaged is not None:
+            return f"model {damaged} is damaged: a file that it reads from was cut or written to"
         return self.queue.stalled(_STALLED)
 
     def degraded(self) -> list[str]:
@@ -429,7 +432,7 @@ class App:
             self._check_items("blank", "its text is null or blank", request.bad)
             self._sizes.note(exchange.route, len(body), len(request.documents))
             self._urgent = min(self._urgent, request.priority)
-            served = self.models.get(request.model)
+            served = self._whole(request.model)
             self._say(exchange, served, len(request.documents), request.query)
             work = _work(request, served)
             self.metrics.took("parse", time.perf_counter() - began)
@@ -455,7 +458,7 @@ class App:
         content = await self._body(exchange)
         began = time.perf_counter()
         body, repaired = native.parse(content)
-        served = self.models.get(body.model)
+        served = self._whole(body.model)
         prepared = native.prepare(body, served, self.limits, repaired)
         self._check_items("unknown", "its id is not in the index", prepared.unknown.tolist())
         self._check_items("blank", "its text is null or blank", prepared.blank.tolist())
@@ -483,6 +486,7 @@ class App:
         if not result.scored.all():
             self.metrics.late(partial=True)
         began = time.perf_counter()
+        served.check()  # titles are read for it
         told = (prepared, result, scores, served, exchange.request_id, plan)
         if body.tokens or (body.fallback and not result.scored.all()):
             # Tokens told for people, or word overlap of thousands of titles: other requests do not wait for it.
@@ -512,7 +516,7 @@ class App:
     async def _candidates(self, exchange: Exchange, values: dict[str, str]) -> Reply:
         exchange.dialect = "candidates"
         body = candidates.parse(await self._body(exchange), self.limits.documents)
-        served = self.models.get(body.model)
+        served = self._whole(body.model)
         self._say(exchange, served, body.top, body.query)
         found = await self._unless_gone(exchange, self._searches.answer(body, served, exchange.request_id))
         return Reply(msgspec.json.encode(found))
@@ -551,6 +555,12 @@ class App:
         body = await read_body(exchange.receive, exchange.headers, self.limits)
         exchange.read = True
         return body
+
+    def _whole(self, name: str | None) -> Served:
+        """The model of this name. Raises WireError where there is none, or where it can no longer be read."""
+        found = self.models.get(name)
+        found.check()
+        return found
 
     def _say(self, exchange: Exchange, served: Served, documents: int, query: str) -> None:
         exchange.log |= {"dialect": exchange.dialect, "model": served.name, "documents": documents}

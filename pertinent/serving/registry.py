@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pertinent.artifact import identity, open_artifact
-from pertinent.engine.arrays import Ragged
+from pertinent.engine.arrays import MappedFile, Ragged
 from pertinent.engine.behavior import BehaviorScorer
 from pertinent.engine.cache import score_stamp
 from pertinent.engine.hot_pairs import HotPairs
@@ -35,6 +35,7 @@ THRESHOLDS_FILE = "thresholds.json"
 # How often folders are read that are replaced meanwhile.
 TRIES = 5
 _PAUSE = 0.05  # seconds more before each
+_DAMAGED_RETRY = 10.0  # about when the folder is looked at again
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,38 @@ class Source:
         return tuple(identity(folder) for folder in folders if folder is not None)
 
 
+class Mapped:
+    """The files that a served model maps, watched: nobody should write into them, and somebody may.
+
+    Once one is ``damaged`` they all stay so until they are opened and checked again, whatever stands in them then.
+    """
+
+    def __init__(self, files: Sequence[MappedFile]) -> None:
+        self._files = tuple(files)
+        self._damaged: str | None = None
+
+    @property
+    def damaged(self) -> str | None:
+        """What is wrong with them; None as long as their maps can be read. Takes a microsecond a file."""
+        if self._damaged is None:
+            for file in self._files:
+                if file.cut:
+                    self.spoil(f"{file.path}: was cut while it was served; put the whole folder there again")
+                    break
+        return self._damaged
+
+    @property
+    def state(self) -> tuple[tuple[int, int], ...]:
+        """Something that changes whenever somebody writes into one."""
+        return tuple(file.state for file in self._files)
+
+    def spoil(self, reason: str) -> None:
+        """They are not what was checked any more, and no answer may come from them."""
+        if self._damaged is None:
+            self._damaged = reason
+            _log.error("what is served is damaged, requests are refused: %s", reason)
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
     """A model ready to answer, with its index and its threshold table where they exist."""
@@ -139,9 +172,14 @@ class Served:
     states: Ragged | None = None  # of the items of the index, where the model scores from them
     loaded: float = field(default_factory=time.time)
     recent_ids: RecentIds | None = field(init=False, repr=False, compare=False)  # of the index
+    mapped: Mapped = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "recent_ids", None if self.index is None else RecentIds(self.index))
+        files = [] if self.index is None else self.index.files
+        files += [] if self.hot is None else [self.hot.file]
+        files += [] if self.neighbors is None else [self.neighbors.scorer.behavior.file]
+        object.__setattr__(self, "mapped", Mapped(files))
 
     @property
     def version(self) -> str:
@@ -153,6 +191,13 @@ class Served:
             parts.append(self.neighbors.scorer.behavior.version)
         return "-".join(parts)
 
+    def check(self) -> None:
+        """Raises WireError, 503, where a file that it reads from was cut: to go on would end the process."""
+        if self.mapped.damaged is not None:
+            # Anyone may read this: which file it is, is in the log.
+            message = f"model {self.name} is damaged on this server and waits for a whole one; ask another server"
+            raise WireError(503, message, "model_damaged", "model", retry_after=_DAMAGED_RETRY)
+
 
 class Registry:
     """Served models by name; the first is the default."""
@@ -163,6 +208,7 @@ class Registry:
         self._served = {each.name: each for each in served}
         self._sources = {source.name: source for source in sources}
         self._stamps = {source.name: source.stamp() for source in sources}
+        self._written = {each.name: each.mapped.state for each in served}
         self._default = served[0].name
         self._any = any_model
         self.failures: dict[str, str] = {}
@@ -199,8 +245,12 @@ class Registry:
         return found
 
     def changed(self) -> list[str]:
-        """Names whose folders have changed since they were opened, or failed to open."""
-        return [name for name, source in self._sources.items() if source.stamp() != self._stamps[name]]
+        """Names whose folders have changed, or files that they map, since they were opened or failed to open."""
+        return [
+            name
+            for name, source in self._sources.items()
+            if source.stamp() != self._stamps[name] or self._served[name].mapped.state != self._written[name]
+        ]
 
     def reload(self, names: Sequence[str] | None = None) -> dict[str, str]:
         """Open models again and swap them in; for each name its new version, or ``failed: ...``.
@@ -210,7 +260,9 @@ class Registry:
         outcome = {}
         for name in self._sources if names is None else names:
             source = self._sources[name]
-            self._stamps[name] = source.stamp()
+            old = self._served[name].mapped
+            written = old.state != self._written[name]
+            self._stamps[name], self._written[name] = source.stamp(), old.state
             try:
                 fresh = source.open(first=False)
             except Exception as error:  # whatever it is, the old version goes on
@@ -219,9 +271,12 @@ class Registry:
                 self.failures[name] = error_told
                 outcome[name] = f"failed: {error_told}"
                 _log.error("model %s: the new version is not taken, the old one stays: %s", name, error_told)
+                if written:  # what was not taken is what the old one reads
+                    old.spoil(error_told)
                 continue
             self.failures.pop(name, None)
             self._served[name] = fresh  # one assignment: requests see the old or the new
+            self._written[name] = fresh.mapped.state
             outcome[name] = fresh.version
             _log.info("model %s: version %s is served", name, fresh.version)
         settle_memory()

@@ -231,6 +231,7 @@ class Workers(Multiprocess):
         lost = [place for place, each in enumerate(self.processes) if not each.is_alive(timeout=patience)]
         new = [each for each in (self.processes[place] for place in lost) if each.pid not in self._noticed]
         for each in new:
+            _log.error("worker %s %s; another one is started", each.pid, _end_of(each))
             each.kill()
             each.join()
         now = time.monotonic()
@@ -335,6 +336,17 @@ def _serve_workers(config: ServeConfig, sockets: list[socket.socket], url: str) 
             told = stack.enter_context(tempfile.NamedTemporaryFile(prefix="pertinent-restarts-"))
             os.environ[_RESTARTS] = told.name
         Workers(settings, sockets, config.drain_delay + config.drain_timeout + _LEAVE).run()
+
+
+def _end_of(worker: Process) -> str:
+    """What has become of a process that no longer answers."""
+    code = worker.process.exitcode
+    if code is None:
+        return "does not answer and is ended"
+    if code >= 0:
+        return "has left" if code == 0 else f"ended with exit code {code}"
+    why = " (a file that it maps was cut)" if -code == getattr(signal, "SIGBUS", None) else ""
+    return f"was ended by {signal.Signals(-code).name}{why}"
 
 
 def _tell_restarts(count: int) -> None:
