@@ -634,6 +634,29 @@ TABLE: dict[str, tuple[Mutation, ...]] = {
         ),
         Mutation("they are told", APP, "len(prepared.blank) + len(prepared.unknown)", "len(prepared.blank)", UNKNOWN),
     ),
+    "an index, hot pairs or behavior that were not refreshed": (
+        Mutation(
+            "age is looked at",
+            APP,
+            "                if hours > self.config.stale_hours:\n",
+            "                if False:\n",
+            "test_what_is_older_than_it_may_be_makes_it_unready_where_that_is_set",
+        ),
+        Mutation(
+            "the age is that of the making, not of a copy",
+            ARTIFACT,
+            "        return datetime.fromisoformat(str(created)).timestamp()\n",
+            "        raise ValueError\n",
+            "test_how_old_parts_are_is_told_by_their_manifests",
+        ),
+        Mutation(
+            "hot pairs that are not used are told",
+            APP,
+            "            for name in self.models.without_hot_pairs()\n",
+            "            for name in ()\n",
+            "test_scores_made_ahead_that_are_not_used_degrade_health",
+        ),
+    ),
     "a score that is no number": (
         Mutation(
             "one of an answer",
@@ -1303,6 +1326,13 @@ TABLE: dict[str, tuple[Mutation, ...]] = {
             "if not thread.is_alive() and not self._closed:",
             "if False:",
             "test_a_scoring_thread_that_has_died_is_noticed",
+        ),
+        Mutation(
+            "a batch that takes a while is no reason",
+            APP,
+            "_STALLED = 60.0\n",
+            "_STALLED = 1.0\n",
+            "test_health_goes_on_while_one_batch_takes_long",
         ),
         Mutation(
             "liveness says so",

@@ -211,16 +211,32 @@ class App:
         damaged = next((each.name for each in self.models.all if each.mapped.damaged is not None), None)
         if damaged is not None:
             return f"model {damaged} is damaged: a file that it reads from was cut or written to"
-        return self.queue.stalled(_STALLED)
+        return self._stale() or self.queue.stalled(_STALLED)
 
     def degraded(self) -> list[str]:
         """What is wrong though requests are answered: versions that are not taken, ids that the index does not have."""
         # Anyone may ask: why, with names of files, is in the log.
         found = [f"model {name}: its new version could not be taken" for name in self.models.failures]
+        found += [
+            f"model {name}: its hot pairs are of another version and not used"
+            for name in self.models.without_hot_pairs()
+        ]
         asked, unknown = self._asked_ids
         if asked >= _IDS_SEEN and unknown / asked > self.config.unknown_share:
             found.append(f"{unknown / asked:.0%} of the item ids of late are not in the index")
         return found
+
+    def _stale(self) -> str | None:
+        """What is older than may be served, None for nothing."""
+        if self.config.stale_hours is None:
+            return None
+        now = time.time()
+        for served in self.models.all:
+            for part, made in served.made.items():
+                hours = (now - made) / 3_600
+                if hours > self.config.stale_hours:
+                    return f"stale: the {part} of model {served.name} is {hours:.1f} h old"
+        return None
 
     async def close(self) -> None:
         """Stop watching, fail what still waits, write the last lines."""

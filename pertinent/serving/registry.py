@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pertinent.artifact import identity, open_artifact
+from pertinent.artifact import identity, made_at, open_artifact
 from pertinent.engine.arrays import MappedFile, Ragged
 from pertinent.engine.behavior import BehaviorScorer
 from pertinent.engine.cache import score_stamp
@@ -88,7 +88,10 @@ class Source:
         if self.token_mb:
             scorer.pairs.cache = TokenCache(int(self.token_mb * 2**20))
         neighbors, states = self._neighbors(scorer, index), self._states(scorer, index)
-        return Served(self.name, scorer, index, thresholds, self._hot(scorer, first), neighbors, states)
+        hot = self._hot(scorer, first)
+        parts = {"index": self.index, "hot pairs": None if hot is None else self.hot_pairs, "behavior": self.behavior}
+        made = {name: made_at(folder) for name, folder in parts.items() if folder is not None}
+        return Served(self.name, scorer, index, thresholds, hot, neighbors, states, made)
 
     def _states(self, scorer: Scorer, index: ItemIndex | None) -> Ragged | None:
         """What a late join knows of the items ahead; tokens do where that is of another version of the model."""
@@ -170,6 +173,7 @@ class Served:
     hot: HotPairs | None = None
     neighbors: Neighbors | None = None
     states: Ragged | None = None  # of the items of the index, where the model scores from them
+    made: Mapping[str, float] = field(default_factory=dict)  # when what is refreshed was made, Unix time
     loaded: float = field(default_factory=time.time)
     recent_ids: RecentIds | None = field(init=False, repr=False, compare=False)  # of the index
     mapped: Mapped = field(init=False, repr=False, compare=False)
@@ -243,6 +247,11 @@ class Registry:
             message = f"model {name[:100]!r} is not served here; served: {', '.join(self._served)}"
             raise WireError(404, message, "model_not_found", "model")
         return found
+
+    def without_hot_pairs(self) -> list[str]:
+        """Names that are to have scores made ahead, and do not: they are of another version of the model."""
+        named = [name for name, source in self._sources.items() if source.hot_pairs is not None]
+        return [name for name in named if self._served[name].hot is None]
 
     def changed(self) -> list[str]:
         """Names whose folders have changed, or files that they map, since they were opened or failed to open."""

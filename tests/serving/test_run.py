@@ -23,7 +23,7 @@ import httpx2
 import numpy as np
 import pytest
 
-from pertinent.artifact import Artifact, open_artifact, write_artifact
+from pertinent.artifact import Artifact, made_at, open_artifact, write_artifact
 from pertinent.cli import COMMANDS, main, variable
 from pertinent.engine import scorer as scorer_module
 from pertinent.engine.index import IndexConfig, ItemIndex
@@ -455,6 +455,21 @@ def test_an_index_of_another_model_is_not_taken(folders: list[Path], tmp_path: P
     ItemIndex.build([Item("2", "pot")], tiny_pairs, index, config=IndexConfig(progress=False))
     assert registry.changed() == ["shop"] and registry.reload()["shop"] == registry.get(None).version
     assert registry.get("shop").index is not before.index and registry.failures == {}
+
+
+def test_how_old_parts_are_is_told_by_their_manifests(
+    folders: list[Path], tmp_path: Path, tiny_pairs: PairTokenizer
+) -> None:
+    index = tmp_path / "index"
+    before = time.time()
+    ItemIndex.build([Item("1", "tea")], tiny_pairs, index, config=IndexConfig(progress=False))
+    os.utime(index / "manifest.json", (5.0, 5.0))  # as copies may have it
+    (made,) = Source("shop", folders[0], index).open().made.items()
+    assert made[0] == "index" and before - 1 <= made[1] <= time.time()
+    with write_artifact(tmp_path / "undated", "other", {}, dated=False):
+        pass
+    os.utime(tmp_path / "undated" / "manifest.json", (5.0, 5.0))
+    assert made_at(tmp_path / "undated") == 5.0
 
 
 @pytest.mark.parametrize("there_and_back", [False, True])
