@@ -1374,6 +1374,15 @@ TABLE: dict[str, tuple[Mutation, ...]] = {
             "test_no_free_descriptor_refuses_what_is_new_and_recovers",
         ),
     ),
+    "a root that is only read": (
+        Mutation(
+            "doctor goes on where a library does not",
+            "doctor.py",
+            "except (OSError, ImportError) as error:  # a library",
+            f"{NEVER} as error:  # a library",
+            "test_what_is_wrong_with_a_machine_is_told_where_nothing_can_be_written",
+        ),
+    ),
     "no network, no HOME": (
         Mutation(
             "a full disk behind what is said at the start",
