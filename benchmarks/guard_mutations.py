@@ -1727,6 +1727,7 @@ TABLE: dict[str, tuple[Mutation, ...]] = {
 
 # Faults of the page for which no guard is taken away, and why.
 WITHOUT = {
+    "ONNX Runtime gets batches of ever other shapes": "its memory is its own: what is measured is that it stays",
     "thread counts, batch mates": "laws of computing: there is no guard to take away",
     "descriptors and memory after all faults": "what is measured is the sum of all others",
 }
