@@ -88,6 +88,7 @@ PROTOCOL, LIMITS, APP, RUN = "serving/protocol.py", "serving/limits.py", "servin
 QUEUE, READING, NATIVE, ACCESS = "serving/queue.py", "serving/reading.py", "serving/native.py", "serving/access.py"
 DIALECTS, WIRE, REGISTRY, TELEMETRY = (f"serving/{name}.py" for name in ("dialects", "wire", "registry", "telemetry"))
 ARTIFACT, GRAPH, SCORER, INDEX = "artifact.py", "engine/graph.py", "engine/scorer.py", "engine/index.py"
+MEMORY = "serving/memory.py"
 REDIS, CACHE, PAIRS = "engine/redis_scores.py", "engine/cache.py", "lexicon/pairs.py"
 NEVER = "except ZeroDivisionError"
 
@@ -1372,6 +1373,80 @@ TABLE: dict[str, tuple[Mutation, ...]] = {
             "if loop.time() - told < 1.0:",
             "if False:",
             "test_no_free_descriptor_refuses_what_is_new_and_recovers",
+        ),
+    ),
+    "too much memory, for a while": (
+        Mutation(
+            "nothing new is taken on",
+            MEMORY,
+            "        if self.full:\n",
+            "        if False:\n",
+            "test_above_its_limit_a_server_takes_on_nothing_new_until_it_is_below_again",
+        ),
+        Mutation(
+            "the size is looked at",
+            APP,
+            "was, self._memory.full = self._memory.full, self._memory.exceeded",
+            "was = self._memory.full",
+            "test_above_its_limit_a_server_takes_on_nothing_new_until_it_is_below_again",
+        ),
+        Mutation(
+            "what is free is given back first",
+            APP,
+            "                await asyncio.to_thread(give_back)\n",
+            "                pass\n",
+            "test_above_its_limit_a_server_takes_on_nothing_new_until_it_is_below_again",
+        ),
+        Mutation(
+            "large bodies",
+            MEMORY,
+            "if (own_bytes() or 0) + _TIMES_BODY * (self._coming + size) > self.limit:",
+            "if False:",
+            "test_above_its_limit_a_server_takes_on_nothing_new_until_it_is_below_again",
+        ),
+        Mutation(
+            "those that are on their way",
+            MEMORY,
+            "        self._coming += size\n",
+            "        self._coming += 0\n",
+            "test_bodies_on_their_way_are_counted_before_they_have_come",
+        ),
+        Mutation(
+            "pages of files do not count",
+            MEMORY,
+            "return (int(resident) - int(shared)) * _PAGE",
+            "return int(resident) * _PAGE",
+            "test_files_that_are_mapped_are_no_memory_of_its_own",
+        ),
+    ),
+    "too much memory, for good": (
+        Mutation(
+            "it leaves",
+            APP,
+            "                self.leave()\n",
+            "                pass\n",
+            "test_a_process_that_keeps_too_much_memory_leaves_with_a_code_of_its_own",
+        ),
+        Mutation(
+            "with a code of its own",
+            APP,
+            "                self.exit_code = EXIT_CODE\n",
+            "",
+            "test_a_process_that_keeps_too_much_memory_leaves_with_a_code_of_its_own",
+        ),
+        Mutation(
+            "and is replaced",
+            APP,
+            "                self.leave()\n",
+            "                pass\n",
+            "test_a_worker_that_keeps_too_much_memory_is_replaced_and_the_others_answer",
+        ),
+        Mutation(
+            "a limit that models alone reach",
+            MEMORY,
+            "    if own >= limit_mb * 2**20:\n",
+            "    if False:\n",
+            "test_a_limit_that_is_reached_at_the_start_is_refused",
         ),
     ),
     "a root that is only read": (

@@ -26,6 +26,7 @@ from pertinent.serving import behavior, caching, candidates, native, wire
 from pertinent.serving.access import Keys, Origins
 from pertinent.serving.config import ServeConfig
 from pertinent.serving.limits import ClientGone, Limits, Receive, Sizes, check_head, check_request, read_body
+from pertinent.serving.memory import EXIT_CODE, Memory, give_back, own_bytes
 from pertinent.serving.messages import Answer, ErrorShape, Request, WireError
 from pertinent.serving.openapi import openapi_document
 from pertinent.serving.queue import Closed, DeadlinePassed, Refused, Result, ScoringQueue, Work, running_threads
@@ -49,6 +50,8 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _IDS_SEEN, _FADING = 100, 0.99
 # A scoring thread is given up for lost after so many seconds with one batch.
 _STALLED = 60.0
+# How often the process looks at its own size, in seconds.
+_MEMORY_LOOK = 0.5
 # Anyone may ask these, so that balancers need no key.
 _OPEN = {
     "health",
@@ -163,6 +166,8 @@ class App:
         self.draining = False
         self.closing = False
         self.on_startup: Callable[[], None] | None = None
+        self.leave: Callable[[], None] | None = None  # as at a SIGTERM; set by whoever runs it
+        self.exit_code = 0
         self.tracing = Tracing(package_version()) if config.tracing else None
         self.admin_port: int | None = None  # set by whoever binds it
         self.idle: dict[Any, None] = {}  # connections without a request, the longest idle first
@@ -170,7 +175,8 @@ class App:
         self._asked_ids = (0.0, 0.0)  # item ids asked for of late, and those of them that no index had
         self._reloading = asyncio.Lock()
         self._searches = candidates.Searches()
-        self._watcher: asyncio.Task[None] | None = None
+        self._memory = Memory(config.worker_memory_mb)
+        self._watchers: list[asyncio.Task[None]] = []
         self._sizes, self._urgent = Sizes(), 0  # what is known of bodies that have not been read
         self._exact, self._templates = self._routes()
 
@@ -240,9 +246,9 @@ class App:
 
     async def close(self) -> None:
         """Stop watching, fail what still waits, write the last lines."""
-        if self._watcher is not None:
-            self._watcher.cancel()
-            await asyncio.gather(self._watcher, return_exceptions=True)
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
         await asyncio.to_thread(self.queue.close)
         if self.tracing is not None:
             await asyncio.to_thread(self.tracing.close)
@@ -254,7 +260,9 @@ class App:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 if self.config.watch_seconds:
-                    self._watcher = asyncio.create_task(self._watch(self.config.watch_seconds))
+                    self._watchers.append(asyncio.create_task(self._watch(self.config.watch_seconds)))
+                if self.config.worker_memory_mb is not None:
+                    self._watchers.append(asyncio.create_task(self._watch_memory()))
                 if self.on_startup is not None:
                     self.on_startup()
                 served = {each.name: each.version for each in self.models.all}
@@ -277,6 +285,20 @@ class App:
                     await self.reload(changed)
             except Exception as error:  # the next look may find it mended; without one nothing would be taken any more
                 _log.error("looking for new versions failed", exc_info=error)
+
+    async def _watch_memory(self) -> None:
+        while True:
+            await asyncio.sleep(_MEMORY_LOOK)
+            if self._memory.exceeded:
+                await asyncio.to_thread(give_back)
+            was, self._memory.full = self._memory.full, self._memory.exceeded
+            if self._memory.full != was:
+                self.log.event("memory", full=self._memory.full, megabytes=(own_bytes() or 0) // 2**20)
+            # What was taken on is done, and took nothing with it: this is here to stay.
+            if self._memory.full and not self.queue.waiting[0] and self.leave is not None and not self.draining:
+                self.exit_code = EXIT_CODE
+                _log.error("more memory than worker_memory_mb is held for good; this process leaves")
+                self.leave()
 
     # --- from a request to a reply ---------------------------------------------------------------
 
@@ -561,14 +583,16 @@ class App:
             raise WireError(422, f"item {places[0]}: {problem}{more}; this server refuses such items", "bad_items")
 
     def _check_room(self, exchange: Exchange, deadline_ms: int | None) -> None:
-        """Raises Refused before a long body is read, where the queue would refuse what must be in it."""
+        """Raises Refused before a body is read, where memory or the queue have no room for what must be in it."""
+        self._memory.check(exchange.header(b"content-length"))
         pairs = self._sizes.least(exchange.route, exchange.header(b"content-length"))
         if pairs:
             time_left = None if deadline_ms is None else deadline_ms / 1000
             self.queue.check_room(pairs, exchange.key, self._urgent, time_left)
 
     async def _body(self, exchange: Exchange) -> bytes:
-        body = await read_body(exchange.receive, exchange.headers, self.limits)
+        with self._memory.coming(exchange.header(b"content-length")):
+            body = await read_body(exchange.receive, exchange.headers, self.limits)
         exchange.read = True
         return body
 

@@ -24,7 +24,8 @@ class ServeConfig(Config):
     some items have no text or an id that the index does not have: they come last or are left out, or it is refused.
     With ``stale_hours`` no requests should come any more once an index, hot pairs or behavior are older.
     ``cors_origins`` are the sites whose pages may ask and read answers in a browser. Above ``unknown_share`` of
-    item ids that the index does not have, health says degraded.
+    item ids that the index does not have, health says degraded. A process with more than ``worker_memory_mb`` of its
+    own refuses new requests, and leaves for another one where that does not help.
     """
 
     model: str | None = None
@@ -39,6 +40,7 @@ class ServeConfig(Config):
     backend: str | None = None
     threads: int | None = Field(None, ge=1)
     workers: int = Field(1, ge=1)
+    worker_memory_mb: int | None = Field(None, ge=1)
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65_535)
     admin_port: int | None = Field(None, ge=0, le=65_535)

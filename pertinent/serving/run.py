@@ -30,6 +30,7 @@ from pertinent.errors import ConfigError, PertinentError
 from pertinent.serving.access import check_keys, read_keys
 from pertinent.serving.app import App, build_app
 from pertinent.serving.config import ServeConfig
+from pertinent.serving.memory import check_start
 from pertinent.serving.registry import Registry, Source
 from pertinent.serving.telemetry import EventLog
 
@@ -75,20 +76,24 @@ def serve(config: ServeConfig) -> Stopped:
         if config.admin_port is not None:
             sockets.append(bind(config.admin_host, config.admin_port))
         url = _url(config, listening)
+        exit_code = 0
         if config.workers > 1:
             _serve_workers(config, sockets, url)
         else:
             log = EventLog()
             _log_to(log)
-            app = build_app(config, Registry.open(sources(config), config.any_model), log)
+            models = Registry.open(sources(config), config.any_model)
+            check_start(config.worker_memory_mb)
+            app = build_app(config, models, log)
             app.on_startup = lambda: _on_start(app)
             app.admin_port = _admin_port(sockets)
             _say(app.models.names, url)
             uvicorn.Server(uvicorn.Config(app, **_settings(config))).run(sockets=sockets)
+            exit_code = app.exit_code
     finally:
         for each in sockets:
             each.close()
-    return Stopped(url)
+    return Stopped(url, exit_code)
 
 
 def check(config: ServeConfig) -> None:
@@ -320,7 +325,10 @@ class Workers(Multiprocess):
 
 
 def _serve_workers(config: ServeConfig, sockets: list[socket.socket], url: str) -> None:
-    names = Registry.open(sources(config), config.any_model).names  # what is wrong is said once, by the parent
+    models = Registry.open(sources(config), config.any_model)  # what is wrong is said once, by the parent
+    check_start(config.worker_memory_mb)
+    names = models.names
+    del models
     os.environ[_SETTINGS] = json.dumps(config.plain())
     os.environ[_ADMIN] = json.dumps(_admin_port(sockets))
     _say(names, url)
@@ -443,6 +451,8 @@ def _on_signals(app: App) -> None:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
+    # Other workers take the connections that this one no longer takes; elsewhere a balancer has to notice first.
+    app.leave = lambda: leave(0.0 if app.config.workers > 1 else app.config.drain_delay)
     loop.add_signal_handler(signal.SIGTERM, leave, app.config.drain_delay)
     loop.add_signal_handler(signal.SIGINT, leave, 0.0)
     if hasattr(signal, "SIGHUP"):
