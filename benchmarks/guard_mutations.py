@@ -1451,11 +1451,34 @@ TABLE: dict[str, tuple[Mutation, ...]] = {
     ),
     "a root that is only read": (
         Mutation(
+            "no place for what workers tell each other",
+            RUN,
+            "        with contextlib.suppress(OSError):\n            folder =",
+            "        with contextlib.suppress(ZeroDivisionError):\n            folder =",
+            "test_it_serves_where_nothing_can_be_written_as_a_user_without_a_name",
+        ),
+        Mutation(
             "doctor goes on where a library does not",
             "doctor.py",
             "except (OSError, ImportError) as error:  # a library",
             f"{NEVER} as error:  # a library",
             "test_what_is_wrong_with_a_machine_is_told_where_nothing_can_be_written",
+        ),
+    ),
+    "metrics are asked of one of several workers": (
+        Mutation(
+            "those of the others are asked for",
+            "serving/peers.py",
+            "if path != self._own)",
+            "if False)",
+            "test_metrics_are_those_of_all_workers_whoever_is_asked",
+        ),
+        Mutation(
+            "one that hangs is not waited for",
+            "serving/peers.py",
+            "async with asyncio.timeout(_PATIENCE):",
+            "async with asyncio.timeout(None):",
+            "test_metrics_are_those_of_all_workers_whoever_is_asked",
         ),
     ),
     "no network, no HOME": (

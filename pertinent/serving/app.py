@@ -29,6 +29,7 @@ from pertinent.serving.limits import ClientGone, Limits, Receive, Sizes, check_h
 from pertinent.serving.memory import EXIT_CODE, Memory, give_back, own_bytes
 from pertinent.serving.messages import Answer, ErrorShape, Request, WireError
 from pertinent.serving.openapi import openapi_document
+from pertinent.serving.peers import Peers
 from pertinent.serving.queue import Closed, DeadlinePassed, Refused, Result, ScoringQueue, Work, running_threads
 from pertinent.serving.registry import Registry, Served
 from pertinent.serving.telemetry import METRICS_TYPE, EventLog, Metrics
@@ -168,6 +169,7 @@ class App:
         self.on_startup: Callable[[], None] | None = None
         self.leave: Callable[[], None] | None = None  # as at a SIGTERM; set by whoever runs it
         self.exit_code = 0
+        self.peers: Peers | None = None  # where there are several workers
         self.tracing = Tracing(package_version()) if config.tracing else None
         self.admin_port: int | None = None  # set by whoever binds it
         self.idle: dict[Any, None] = {}  # connections without a request, the longest idle first
@@ -249,6 +251,8 @@ class App:
         for watcher in self._watchers:
             watcher.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
+        if self.peers is not None:
+            await self.peers.close()
         await asyncio.to_thread(self.queue.close)
         if self.tracing is not None:
             await asyncio.to_thread(self.tracing.close)
@@ -263,6 +267,8 @@ class App:
                     self._watchers.append(asyncio.create_task(self._watch(self.config.watch_seconds)))
                 if self.config.worker_memory_mb is not None:
                     self._watchers.append(asyncio.create_task(self._watch_memory()))
+                if self.peers is not None:
+                    await self.peers.start()
                 if self.on_startup is not None:
                     self.on_startup()
                 served = {each.name: each.version for each in self.models.all}
@@ -724,7 +730,8 @@ class App:
         return Reply(wire.nim_health("not ready", f"Service is not ready: {reason}."), 503)
 
     async def _metrics(self, exchange: Exchange, values: dict[str, str]) -> Reply:
-        return Reply(await asyncio.to_thread(self.metrics.render), media=METRICS_TYPE.encode())
+        told = await (asyncio.to_thread(self.metrics.render) if self.peers is None else self.peers.render())
+        return Reply(told, media=METRICS_TYPE.encode())
 
     async def _config(self, exchange: Exchange, values: dict[str, str]) -> Reply:
         served = {each.name: each.version for each in self.models.all}

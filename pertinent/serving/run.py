@@ -31,6 +31,7 @@ from pertinent.serving.access import check_keys, read_keys
 from pertinent.serving.app import App, build_app
 from pertinent.serving.config import ServeConfig
 from pertinent.serving.memory import check_start
+from pertinent.serving.peers import Peers
 from pertinent.serving.registry import Registry, Source
 from pertinent.serving.telemetry import EventLog
 
@@ -47,7 +48,9 @@ _CRASHES, _LONGEST_REST, _CALM = 3, 30.0, 60.0
 # times less than the 30 seconds that most supervisors give.
 _START, _LEAVE = 600.0, 3.0
 _ADMIN = "PERTINENT_SERVE_ADMIN_PORT"
-_RESTARTS = "PERTINENT_SERVE_RESTARTS"
+# A folder of this run, for what workers tell each other: they share no memory.
+_RUNTIME = "PERTINENT_SERVE_RUNTIME"
+_RESTARTS_FILE = "restarts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +190,8 @@ def worker_app() -> App:
         raise SystemExit(1) from None
     app.on_startup = lambda: _on_start(app)
     app.admin_port = json.loads(os.environ.get(_ADMIN, "null"))
+    if _RUNTIME in os.environ:
+        app.peers = Peers(Path(os.environ[_RUNTIME]), app.metrics.render)
     return app
 
 
@@ -339,10 +344,11 @@ def _serve_workers(config: ServeConfig, sockets: list[socket.socket], url: str) 
     _log_to(log)
     with contextlib.ExitStack() as stack:
         stack.callback(log.close)
-        with contextlib.suppress(OSError):  # no place to write: restarts are not told, nothing else is missing
-            # Workers share no memory.
-            told = stack.enter_context(tempfile.NamedTemporaryFile(prefix="pertinent-restarts-"))
-            os.environ[_RESTARTS] = told.name
+        # No place to write: restarts are not told, and each worker's metrics by itself alone.
+        with contextlib.suppress(OSError):
+            folder = tempfile.TemporaryDirectory(prefix="pertinent-", ignore_cleanup_errors=True)
+            os.environ[_RUNTIME] = stack.enter_context(folder)
+            (Path(folder.name) / _RESTARTS_FILE).write_bytes(bytes(8))
         Workers(settings, sockets, config.drain_delay + config.drain_timeout + _LEAVE).run()
 
 
@@ -358,14 +364,18 @@ def _end_of(worker: Process) -> str:
 
 
 def _tell_restarts(count: int) -> None:
-    with contextlib.suppress(OSError, KeyError), open(os.environ[_RESTARTS], "r+b", buffering=0) as told:
-        told.write(count.to_bytes(8, "little"))
+    with contextlib.suppress(OSError, KeyError):
+        # In place: who reads it meanwhile has the number before or this one.
+        file = os.open(Path(os.environ[_RUNTIME]) / _RESTARTS_FILE, os.O_WRONLY)
+        try:
+            os.write(file, count.to_bytes(8, "little"))
+        finally:
+            os.close(file)
 
 
 def _restarts() -> int:
     try:
-        with open(os.environ[_RESTARTS], "rb") as told:
-            return int.from_bytes(told.read(8), "little")
+        return int.from_bytes((Path(os.environ[_RUNTIME]) / _RESTARTS_FILE).read_bytes(), "little")
     except (OSError, KeyError):
         return 0
 

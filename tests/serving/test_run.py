@@ -22,6 +22,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from pertinent.artifact import Artifact, made_at, open_artifact, write_artifact
 from pertinent.cli import COMMANDS, main, variable
@@ -307,6 +308,51 @@ def test_a_worker_that_hangs_is_ended_when_all_are_replaced(run: Any, tiny_artif
     assert sum("does not leave and is ended" in line for line in server.lines) == 1
     assert len(workers(server)) == 2 and ask(server.url).status_code == 200
     assert server.end(30) == 0
+
+
+@pytest.mark.slow
+def test_metrics_are_those_of_all_workers_whoever_is_asked(run: Any, tiny_artifact: Artifact) -> None:
+    server = run(str(tiny_artifact.path), "--workers", "2", "--drain-delay", "0")
+    server.wait_for("ready", 2)
+    if (found := workers(server)) is None:
+        pytest.skip("the system does not tell which processes are the workers")
+    for _ in range(40):
+        assert ask(server.url).status_code == 200
+
+    def told(metric: str) -> dict[str, float]:
+        """A metric by worker."""
+        reply = httpx2.get(f"{server.url}/metrics", timeout=20, trust_env=False)
+        assert reply.status_code == 200
+        samples = [
+            (sample.labels["worker"], sample.value)
+            for family in text_string_to_metric_families(reply.text)
+            for sample in family.samples
+            if sample.name == metric and sample.labels.get("status", "200") == "200"
+        ]
+        return {worker: sum(value for each, value in samples if each == worker) for worker, _ in samples}
+
+    for _ in range(10):  # whichever of them it is
+        assert set(told("pertinent_up")) == set(map(str, found))
+        assert sum(told("pertinent_request_documents_count").values()) == 40
+    os.kill(found[0], signal.SIGSTOP)
+    began = time.monotonic()
+    while True:  # a connection that the one that stands still has taken is never answered
+        with contextlib.suppress(httpx2.TimeoutException):
+            reply = httpx2.get(f"{server.url}/metrics", timeout=3, trust_env=False)
+            break
+    assert f'pertinent_up{{worker="{found[1]}"}} 1.0' in reply.text and f'"{found[0]}"' not in reply.text
+    assert time.monotonic() - began < 30
+    with contextlib.suppress(ProcessLookupError):  # it may have been replaced
+        os.kill(found[0], signal.SIGCONT)
+    assert reply.text.count("# TYPE pertinent_up ") == 1
+    runtime = next(
+        Path(line.partition("=")[2])
+        for line in Path(f"/proc/{found[1]}/environ").read_text().split("\0")
+        if line.startswith("PERTINENT_SERVE_RUNTIME=")
+    )
+    assert runtime.stat().st_mode & 0o777 == 0o700
+    assert server.end(30) == 0
+    assert not runtime.exists()
 
 
 @pytest.mark.slow
