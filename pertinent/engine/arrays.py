@@ -104,7 +104,7 @@ class MappedFile:
     """A file that arrays are mapped from, and whether it still is as it was then.
 
     Whoever reads a page of a map beyond the end of a file that was cut is ended by the system (SIGBUS), and Python
-    cannot catch that. So what lives long asks ``cut`` just before it reads; that takes a microsecond.
+    cannot catch that. So what lives long asks ``cut`` just before it reads; that takes two microseconds.
     """
 
     __slots__ = ("__weakref__", "_descriptor", "_length", "path")

@@ -142,7 +142,7 @@ class Mapped:
 
     @property
     def damaged(self) -> str | None:
-        """What is wrong with them; None as long as their maps can be read. Takes a microsecond a file."""
+        """What is wrong with them; None as long as their maps can be read. Takes two microseconds a file."""
         if self._damaged is None:
             for file in self._files:
                 if file.cut:
