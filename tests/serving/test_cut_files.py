@@ -103,7 +103,7 @@ def test_what_is_written_over_a_served_file_is_refused_until_it_is_whole(server:
         inside.seek(-100, os.SEEK_END)
         inside.write(bytes(100))
     eventually(lambda: ask(server).status_code == 503)
-    assert INDEX_FILE in server.events("reload")[-1]["outcome"]
+    assert INDEX_FILE in server.wait_for("reload")[-1]["outcome"]  # it is told a moment after it is so
     tries = len(server.events("reload"))
     time.sleep(1.0)
     assert len(server.events("reload")) == tries, "what has not changed is not read again and again"
