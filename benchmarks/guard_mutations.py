@@ -88,6 +88,7 @@ PROTOCOL, LIMITS, APP, RUN = "serving/protocol.py", "serving/limits.py", "servin
 QUEUE, READING, NATIVE, ACCESS = "serving/queue.py", "serving/reading.py", "serving/native.py", "serving/access.py"
 DIALECTS, WIRE, REGISTRY, TELEMETRY = (f"serving/{name}.py" for name in ("dialects", "wire", "registry", "telemetry"))
 ARTIFACT, GRAPH, SCORER, INDEX = "artifact.py", "engine/graph.py", "engine/scorer.py", "engine/index.py"
+MEMORY = "serving/memory.py"
 REDIS, CACHE, PAIRS = "engine/redis_scores.py", "engine/cache.py", "lexicon/pairs.py"
 NEVER = "except ZeroDivisionError"
 
@@ -633,6 +634,29 @@ TABLE: dict[str, tuple[Mutation, ...]] = {
             "test_ids_that_no_index_has_and_versions_that_were_not_taken_degrade_health",
         ),
         Mutation("they are told", APP, "len(prepared.blank) + len(prepared.unknown)", "len(prepared.blank)", UNKNOWN),
+    ),
+    "an index, hot pairs or behavior that were not refreshed": (
+        Mutation(
+            "age is looked at",
+            APP,
+            "                if hours > self.config.stale_hours:\n",
+            "                if False:\n",
+            "test_what_is_older_than_it_may_be_makes_it_unready_where_that_is_set",
+        ),
+        Mutation(
+            "the age is that of the making, not of a copy",
+            ARTIFACT,
+            "        return datetime.fromisoformat(str(created)).timestamp()\n",
+            "        raise ValueError\n",
+            "test_how_old_parts_are_is_told_by_their_manifests",
+        ),
+        Mutation(
+            "hot pairs that are not used are told",
+            APP,
+            "            for name in self.models.without_hot_pairs()\n",
+            "            for name in ()\n",
+            "test_scores_made_ahead_that_are_not_used_degrade_health",
+        ),
     ),
     "a score that is no number": (
         Mutation(
@@ -1305,6 +1329,13 @@ TABLE: dict[str, tuple[Mutation, ...]] = {
             "test_a_scoring_thread_that_has_died_is_noticed",
         ),
         Mutation(
+            "a batch that takes a while is no reason",
+            APP,
+            "_STALLED = 60.0\n",
+            "_STALLED = 1.0\n",
+            "test_health_goes_on_while_one_batch_takes_long",
+        ),
+        Mutation(
             "liveness says so",
             APP,
             'reason = self.queue.stalled(_STALLED)\n        return _state(reason, "live")',
@@ -1344,6 +1375,112 @@ TABLE: dict[str, tuple[Mutation, ...]] = {
             "test_no_free_descriptor_refuses_what_is_new_and_recovers",
         ),
     ),
+    "too much memory, for a while": (
+        Mutation(
+            "nothing new is taken on",
+            MEMORY,
+            "        if self.full:\n",
+            "        if False:\n",
+            "test_above_its_limit_a_server_takes_on_nothing_new_until_it_is_below_again",
+        ),
+        Mutation(
+            "the size is looked at",
+            APP,
+            "was, self._memory.full = self._memory.full, self._memory.exceeded",
+            "was = self._memory.full",
+            "test_above_its_limit_a_server_takes_on_nothing_new_until_it_is_below_again",
+        ),
+        Mutation(
+            "what is free is given back first",
+            APP,
+            "                await asyncio.to_thread(give_back)\n",
+            "                pass\n",
+            "test_above_its_limit_a_server_takes_on_nothing_new_until_it_is_below_again",
+        ),
+        Mutation(
+            "large bodies",
+            MEMORY,
+            "if (own_bytes() or 0) + _TIMES_BODY * (self._coming + size) > self.limit:",
+            "if False:",
+            "test_above_its_limit_a_server_takes_on_nothing_new_until_it_is_below_again",
+        ),
+        Mutation(
+            "those that are on their way",
+            MEMORY,
+            "        self._coming += size\n",
+            "        self._coming += 0\n",
+            "test_bodies_on_their_way_are_counted_before_they_have_come",
+        ),
+        Mutation(
+            "pages of files do not count",
+            MEMORY,
+            "return (int(resident) - int(shared)) * _PAGE",
+            "return int(resident) * _PAGE",
+            "test_files_that_are_mapped_are_no_memory_of_its_own",
+        ),
+    ),
+    "too much memory, for good": (
+        Mutation(
+            "it leaves",
+            APP,
+            "                self.leave()\n",
+            "                pass\n",
+            "test_a_process_that_keeps_too_much_memory_leaves_with_a_code_of_its_own",
+        ),
+        Mutation(
+            "with a code of its own",
+            APP,
+            "                self.exit_code = EXIT_CODE\n",
+            "",
+            "test_a_process_that_keeps_too_much_memory_leaves_with_a_code_of_its_own",
+        ),
+        Mutation(
+            "and is replaced",
+            APP,
+            "                self.leave()\n",
+            "                pass\n",
+            "test_a_worker_that_keeps_too_much_memory_is_replaced_and_the_others_answer",
+        ),
+        Mutation(
+            "a limit that models alone reach",
+            MEMORY,
+            "    if own >= limit_mb * 2**20:\n",
+            "    if False:\n",
+            "test_a_limit_that_is_reached_at_the_start_is_refused",
+        ),
+    ),
+    "a root that is only read": (
+        Mutation(
+            "no place for what workers tell each other",
+            RUN,
+            "        with contextlib.suppress(OSError):\n            folder =",
+            "        with contextlib.suppress(ZeroDivisionError):\n            folder =",
+            "test_it_serves_where_nothing_can_be_written_as_a_user_without_a_name",
+        ),
+        Mutation(
+            "doctor goes on where a library does not",
+            "doctor.py",
+            "except (OSError, ImportError) as error:  # a library",
+            f"{NEVER} as error:  # a library",
+            "test_what_is_wrong_with_a_machine_is_told_where_nothing_can_be_written",
+        ),
+    ),
+    "metrics are asked of one of several workers": (
+        Mutation(
+            "those of the others are asked for",
+            "serving/peers.py",
+            "if path != self._own)",
+            "if False)",
+            "test_metrics_are_those_of_all_workers_whoever_is_asked",
+        ),
+        Mutation(
+            "one that hangs is not waited for",
+            "serving/peers.py",
+            "async with asyncio.timeout(_PATIENCE):",
+            "async with asyncio.timeout(None):",
+            "test_metrics_are_those_of_all_workers_whoever_is_asked",
+        ),
+    ),
     "no network, no HOME": (
         Mutation(
             "a full disk behind what is said at the start",
@@ -1368,6 +1505,87 @@ TABLE: dict[str, tuple[Mutation, ...]] = {
             "            if True:\n                return found",
             "test_a_folder_that_is_replaced_while_it_is_read_never_gives_parts_of_two",
             (Edit(ARTIFACT, "if identity(path) != before:", "if False:"),),
+        ),
+    ),
+    "a file that the server maps is cut": (
+        Mutation(
+            "it is asked for its length before it is read",
+            REGISTRY,
+            "                if file.cut:\n",
+            "                if False:\n",
+            "test_a_file_that_is_cut_while_it_is_served_ends_no_process_and_a_whole_one_is_taken",
+        ),
+        Mutation(
+            "before each request",
+            REGISTRY,
+            "        if self.mapped.damaged is not None:\n            # Anyone",
+            "        if False:\n            # Anyone",
+            "test_a_file_that_is_cut_while_it_is_served_ends_no_process_and_a_whole_one_is_taken",
+        ),
+        Mutation(
+            "before each batch",
+            QUEUE,
+            "        _check(job for job, _ in batch)\n",
+            "",
+            "test_a_file_that_is_cut_while_requests_wait_is_not_read_for_them",
+        ),
+        Mutation(
+            "before items are looked up",
+            QUEUE,
+            "        _check((job,))\n",
+            "",
+            "test_a_file_that_is_cut_while_requests_wait_is_not_read_for_them",
+        ),
+        Mutation(
+            "readiness says so",
+            APP,
+            "        if damaged is not None:\n",
+            "        if False:\n",
+            "test_a_file_that_is_cut_while_it_is_served_ends_no_process_and_a_whole_one_is_taken",
+        ),
+        Mutation(
+            "what was written is looked at",
+            REGISTRY,
+            " or self._served[name].mapped.state != self._written[name]",
+            "",
+            "test_what_is_written_over_a_served_file_is_refused_until_it_is_whole",
+        ),
+        Mutation(
+            "and refused where it is not what it was",
+            REGISTRY,
+            "                if written:  # what",
+            "                if False:  # what",
+            "test_what_is_written_over_a_served_file_is_refused_until_it_is_whole",
+        ),
+        Mutation(
+            "of item states too",
+            INDEX,
+            "return [self._arrays.file, *([] if self.states is None else [self.states.file])]",
+            "return [self._arrays.file]",
+            "test_every_file_that_a_served_model_maps_is_looked_at",
+        ),
+        Mutation(
+            "of hot pairs too",
+            REGISTRY,
+            "files += [] if self.hot is None else [self.hot.file]",
+            "pass",
+            "test_every_file_that_a_served_model_maps_is_looked_at",
+        ),
+        Mutation(
+            "of behavior too",
+            REGISTRY,
+            "files += [] if self.neighbors is None else [self.neighbors.scorer.behavior.file]",
+            "pass",
+            "test_every_file_that_a_served_model_maps_is_looked_at",
+        ),
+    ),
+    "a worker that a cut file has ended": (
+        Mutation(
+            "how it ended is told",
+            RUN,
+            '    why = " (a file that it maps was cut)" if',
+            '    why = "" if',
+            "test_a_worker_that_a_cut_file_has_ended_is_told_and_the_next_one_names_the_file",
         ),
     ),
     "something else answers in the place of Redis": (
@@ -1607,6 +1825,7 @@ TABLE: dict[str, tuple[Mutation, ...]] = {
 
 # Faults of the page for which no guard is taken away, and why.
 WITHOUT = {
+    "ONNX Runtime gets batches of ever other shapes": "its memory is its own: what is measured is that it stays",
     "thread counts, batch mates": "laws of computing: there is no guard to take away",
     "descriptors and memory after all faults": "what is measured is the sum of all others",
 }

@@ -172,6 +172,15 @@ def identity(path: Path) -> tuple[int, ...]:
     return folder.st_ctime_ns, manifest.st_ctime_ns, manifest.st_size
 
 
+def made_at(path: Path) -> float:
+    """When the artifact at ``path`` was made, in Unix time; where it does not say, when it was put there."""
+    created = read_json(path / MANIFEST).get("created")
+    try:
+        return datetime.fromisoformat(str(created)).timestamp()
+    except ValueError:
+        return (path / MANIFEST).stat().st_mtime
+
+
 @contextlib.contextmanager
 def unchanged(artifact: Artifact) -> Iterator[None]:
     """A block that reads more files of an artifact that was opened before, all of the version that was opened.

@@ -529,6 +529,13 @@ COMMANDS: dict[str, Command] = {
             Flag("--host", "host", "the address to listen on; 0.0.0.0 is every one of this machine", metavar="ADDRESS"),
             Flag("--port", "port", "the port to listen on; 0 takes a free one", int, "N"),
             Flag("--workers", "workers", "processes", positive, "N"),
+            Flag(
+                "--worker-memory-mb",
+                "worker_memory_mb",
+                "memory above which a process leaves for a new one",
+                positive,
+                "N",
+            ),
             BACKEND,
             THREADS,
             Flag("--admin-port", "admin_port", "a port of its own for metrics, configuration and the page", int, "N"),

@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ CPU_FLAGS = {
     "amx_int8": "amx",
 }
 LOW_DISK_BYTES = 1 << 30
+_PROBE_BYTES = 1 << 16
 
 
 class DoctorConfig(Config):
@@ -116,7 +118,19 @@ def _machine() -> list[Check]:
         Check("disk", "ok", disk)
         if free >= LOW_DISK_BYTES
         else Check("disk", "problem", disk, "training and indexing want more; free some, or choose --out elsewhere"),
+        _temporary(),
     ]
+
+
+def _temporary() -> Check:
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(bytes(_PROBE_BYTES))
+            file.flush()
+    except OSError as error:
+        fix = "scoring and serving do without; for the rest make room there, or set TMPDIR to a folder with room"
+        return Check("temporary folder", "problem", f"nothing can be written ({error.strerror or error})", fix)
+    return Check("temporary folder", "ok", tempfile.gettempdir())
 
 
 def _packages() -> list[Check]:
@@ -174,6 +188,8 @@ def _backends(path: str | None) -> list[Check]:
             checks.append(Check(f"backend {name}", "missing", *_problem_and_fix(error)))
         except PertinentError as error:
             checks.append(Check(f"backend {name}", "missing", str(error)))
+        except (OSError, ImportError) as error:  # a library that does not start here, for want of a folder or a file
+            checks.append(Check(f"backend {name}", "problem", f"cannot be loaded: {error}"))
         else:
             took = time.perf_counter() - started
             checks.append(Check(f"backend {name}", "ok", f"loaded and scored {score:.2f} in {took:.2f} s"))

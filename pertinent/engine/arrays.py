@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -98,6 +100,47 @@ class ArrayWriter:
         return content
 
 
+class MappedFile:
+    """A file that arrays are mapped from, and whether it still is as it was then.
+
+    Whoever reads a page of a map beyond the end of a file that was cut is ended by the system (SIGBUS), and Python
+    cannot catch that. So what lives long asks ``cut`` just before it reads; that takes two microseconds.
+    """
+
+    __slots__ = ("__weakref__", "_descriptor", "_length", "path")
+
+    def __init__(self, path: Path, file: IO[bytes], length: int) -> None:
+        self.path, self._length = path, length
+        # Of the file that is mapped, whatever stands at the path later.
+        self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
+
+    @property
+    def cut(self) -> bool:
+        """Whether pages of the map have no file behind them any more."""
+        try:
+            return os.fstat(self._descriptor).st_size < self._length
+        except OSError:  # a network mount has lost it
+            return True
+
+    @property
+    def state(self) -> tuple[int, int]:
+        """Size and time of the last write: others, where somebody has written into the file."""
+        try:
+            found = os.fstat(self._descriptor)
+        except OSError:
+            return (-1, -1)
+        return found.st_size, found.st_mtime_ns
+
+
+class MappedArrays(dict[str, NDArray[Any]]):
+    """Arrays by name, memory-mapped from one ``file``."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]], file: MappedFile) -> None:
+        super().__init__(arrays)
+        self.file = file
+
+
 @contextmanager
 def write_arrays(path: Path, kinds: Mapping[str, str]) -> Iterator[ArrayWriter]:
     """A writer of the arrays ``kinds`` names, each with its type, in this order; give the widest types first.
@@ -115,20 +158,21 @@ def write_arrays(path: Path, kinds: Mapping[str, str]) -> Iterator[ArrayWriter]:
             part.unlink(missing_ok=True)
 
 
-def map_arrays(path: Path, kinds: Mapping[str, str], what: str, fix: str) -> dict[str, NDArray[Any]]:
+def map_arrays(path: Path, kinds: Mapping[str, str], what: str, fix: str) -> MappedArrays:
     """The arrays of a safetensors file as read-only memory maps.
 
     Raises ArtifactError for a damaged file: "PATH: not a readable ``what`` (...); ``fix``".
     """
     try:
-        size = path.stat().st_size
         with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
             (header_size,) = struct.unpack("<Q", file.read(8))
             if header_size > min(_MAX_HEADER, size - 8):
                 raise ValueError("its header is cut")
             header = json.loads(file.read(header_size))
+            payload = np.memmap(file, dtype=np.uint8, mode="r")
+            mapped = MappedFile(path, file, size)
         start = 8 + header_size
-        payload = np.memmap(path, dtype=np.uint8, mode="r") if size else np.zeros(0, dtype=np.uint8)
         arrays: dict[str, NDArray[Any]] = {}
         for name, kind in kinds.items():
             entry = header[name]
@@ -141,7 +185,7 @@ def map_arrays(path: Path, kinds: Mapping[str, str], what: str, fix: str) -> dic
         raise ArtifactError(f"{path}: not a readable {what} (it has no array {error}); {fix}") from None
     except (OSError, ValueError, TypeError, struct.error) as error:
         raise ArtifactError(f"{path}: not a readable {what} ({error}); {fix}") from None
-    return arrays
+    return MappedArrays(arrays, mapped)
 
 
 def offsets_fit(offsets: NDArray[np.int64], count: int, end: int) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pertinent.artifact import open_artifact, read_json, write_artifact, write_json
-from pertinent.engine.arrays import Ragged, map_arrays, offsets_fit, write_arrays
+from pertinent.engine.arrays import MappedFile, Ragged, map_arrays, offsets_fit, write_arrays
 from pertinent.engine.barl import BarlEngine, BarlScores, Encoded, open_barl
 from pertinent.engine.index import tokenizer_digest
 from pertinent.engine.scorer import Scorer
@@ -104,6 +104,7 @@ class Behavior:
     lists: dict[str, Ragged]  # rows of the other side; one more than has slots, for who is left out
     vectors: dict[str, Ragged]  # encoded neighbors of each row, with nobody left out
     exposures: dict[str, Rows]
+    file: MappedFile
 
     @classmethod
     def build(
@@ -193,6 +194,7 @@ class Behavior:
             lists,
             vectors,
             {side: arrays[f"{side}_exposures"] for side in _SIDES},
+            arrays.file,
         )
 
 

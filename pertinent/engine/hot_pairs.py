@@ -20,7 +20,7 @@ from pydantic import Field
 
 from pertinent.artifact import open_artifact, write_artifact
 from pertinent.config import Config
-from pertinent.engine.arrays import ArrayWriter, map_arrays, offsets_fit, write_arrays
+from pertinent.engine.arrays import ArrayWriter, MappedArrays, MappedFile, map_arrays, offsets_fit, write_arrays
 from pertinent.engine.cache import Block, Digests, Rows, query_digest, score_stamp
 from pertinent.engine.index import ItemIndex
 from pertinent.engine.pieces import in_chunks, item_digests
@@ -70,12 +70,17 @@ class HotPairs:
     path: Path
     version: str
     stamp: str
-    _arrays: dict[str, NDArray[Any]]
+    _arrays: MappedArrays
     name: str = "hot"
     errors: int = 0
 
     def __len__(self) -> int:
         return len(self._arrays["logits"])
+
+    @property
+    def file(self) -> MappedFile:
+        """What its arrays are mapped from."""
+        return self._arrays.file
 
     @classmethod
     def build(

@@ -26,7 +26,7 @@ from pydantic import Field
 
 from pertinent.artifact import Artifact, opened, write_artifact
 from pertinent.config import Config
-from pertinent.engine.arrays import Ragged, map_arrays, offsets_fit
+from pertinent.engine.arrays import MappedArrays, MappedFile, Ragged, map_arrays, offsets_fit
 from pertinent.engine.pieces import (
     ID_DIGESTS,
     INDEX_ARRAYS,
@@ -85,7 +85,7 @@ class ItemIndex:
     version: str
     config: dict[str, Any]
     tokens: TokenRows
-    _arrays: dict[str, NDArray[Any]]
+    _arrays: MappedArrays
     states: ItemStates | None = None
 
     def __len__(self) -> int:
@@ -215,6 +215,11 @@ class ItemIndex:
     def generation(self) -> int:
         """1 for an index built from scratch, one more with every update."""
         return int(self.config.get("generation", 1))
+
+    @property
+    def files(self) -> list[MappedFile]:
+        """The files that its arrays are mapped from."""
+        return [self._arrays.file, *([] if self.states is None else [self.states.file])]
 
     @property
     def digests(self) -> NDArray[np.uint64]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pertinent.artifact import Artifact
-from pertinent.engine.arrays import Ragged, map_arrays, offsets_fit
+from pertinent.engine.arrays import MappedFile, Ragged, map_arrays, offsets_fit
 from pertinent.errors import ArtifactError
 from pertinent.records import TokenRows
 
@@ -52,6 +52,7 @@ class ItemStates:
 
     rows: Ragged
     version: str
+    file: MappedFile
 
     @property
     def hidden(self) -> int:
@@ -79,4 +80,4 @@ def open_states(artifact: Artifact, items: int) -> ItemStates | None:
     values, offsets = arrays["item_states"], arrays["state_offsets"]
     if len(values) % hidden or not offsets_fit(offsets, items, len(values) // hidden):
         raise ArtifactError(f"{path}: its parts do not fit together; make the index again")
-    return ItemStates(Ragged(values.reshape(-1, hidden), offsets), str(told["version"]))
+    return ItemStates(Ragged(values.reshape(-1, hidden), offsets), str(told["version"]), arrays.file)

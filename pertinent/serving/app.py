@@ -26,8 +26,10 @@ from pertinent.serving import behavior, caching, candidates, native, wire
 from pertinent.serving.access import Keys, Origins
 from pertinent.serving.config import ServeConfig
 from pertinent.serving.limits import ClientGone, Limits, Receive, Sizes, check_head, check_request, read_body
+from pertinent.serving.memory import EXIT_CODE, Memory, give_back, own_bytes
 from pertinent.serving.messages import Answer, ErrorShape, Request, WireError
 from pertinent.serving.openapi import openapi_document
+from pertinent.serving.peers import Peers
 from pertinent.serving.queue import Closed, DeadlinePassed, Refused, Result, ScoringQueue, Work, running_threads
 from pertinent.serving.registry import Registry, Served
 from pertinent.serving.telemetry import METRICS_TYPE, EventLog, Metrics
@@ -49,6 +51,8 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _IDS_SEEN, _FADING = 100, 0.99
 # A scoring thread is given up for lost after so many seconds with one batch.
 _STALLED = 60.0
+# How often the process looks at its own size, in seconds.
+_MEMORY_LOOK = 0.5
 # Anyone may ask these, so that balancers need no key.
 _OPEN = {
     "health",
@@ -163,6 +167,9 @@ class App:
         self.draining = False
         self.closing = False
         self.on_startup: Callable[[], None] | None = None
+        self.leave: Callable[[], None] | None = None  # as at a SIGTERM; set by whoever runs it
+        self.exit_code = 0
+        self.peers: Peers | None = None  # where there are several workers
         self.tracing = Tracing(package_version()) if config.tracing else None
         self.admin_port: int | None = None  # set by whoever binds it
         self.idle: dict[Any, None] = {}  # connections without a request, the longest idle first
@@ -170,7 +177,8 @@ class App:
         self._asked_ids = (0.0, 0.0)  # item ids asked for of late, and those of them that no index had
         self._reloading = asyncio.Lock()
         self._searches = candidates.Searches()
-        self._watcher: asyncio.Task[None] | None = None
+        self._memory = Memory(config.worker_memory_mb)
+        self._watchers: list[asyncio.Task[None]] = []
         self._sizes, self._urgent = Sizes(), 0  # what is known of bodies that have not been read
         self._exact, self._templates = self._routes()
 
@@ -208,22 +216,43 @@ class App:
         limit, (_, _, oldest) = self.config.queue.overloaded_ms, self.queue.waiting
         if limit is not None and 1_000 * oldest > limit:
             return f"overloaded: a request has waited for {oldest:.1f} s"
-        return self.queue.stalled(_STALLED)
+        damaged = next((each.name for each in self.models.all if each.mapped.damaged is not None), None)
+        if damaged is not None:
+            return f"model {damaged} is damaged: a file that it reads from was cut or written to"
+        return self._stale() or self.queue.stalled(_STALLED)
 
     def degraded(self) -> list[str]:
         """What is wrong though requests are answered: versions that are not taken, ids that the index does not have."""
         # Anyone may ask: why, with names of files, is in the log.
         found = [f"model {name}: its new version could not be taken" for name in self.models.failures]
+        found += [
+            f"model {name}: its hot pairs are of another version and not used"
+            for name in self.models.without_hot_pairs()
+        ]
         asked, unknown = self._asked_ids
         if asked >= _IDS_SEEN and unknown / asked > self.config.unknown_share:
             found.append(f"{unknown / asked:.0%} of the item ids of late are not in the index")
         return found
 
+    def _stale(self) -> str | None:
+        """What is older than may be served, None for nothing."""
+        if self.config.stale_hours is None:
+            return None
+        now = time.time()
+        for served in self.models.all:
+            for part, made in served.made.items():
+                hours = (now - made) / 3_600
+                if hours > self.config.stale_hours:
+                    return f"stale: the {part} of model {served.name} is {hours:.1f} h old"
+        return None
+
     async def close(self) -> None:
         """Stop watching, fail what still waits, write the last lines."""
-        if self._watcher is not None:
-            self._watcher.cancel()
-            await asyncio.gather(self._watcher, return_exceptions=True)
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+        if self.peers is not None:
+            await self.peers.close()
         await asyncio.to_thread(self.queue.close)
         if self.tracing is not None:
             await asyncio.to_thread(self.tracing.close)
@@ -235,7 +264,11 @@ class App:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 if self.config.watch_seconds:
-                    self._watcher = asyncio.create_task(self._watch(self.config.watch_seconds))
+                    self._watchers.append(asyncio.create_task(self._watch(self.config.watch_seconds)))
+                if self.config.worker_memory_mb is not None:
+                    self._watchers.append(asyncio.create_task(self._watch_memory()))
+                if self.peers is not None:
+                    await self.peers.start()
                 if self.on_startup is not None:
                     self.on_startup()
                 served = {each.name: each.version for each in self.models.all}
@@ -258,6 +291,20 @@ class App:
                     await self.reload(changed)
             except Exception as error:  # the next look may find it mended; without one nothing would be taken any more
                 _log.error("looking for new versions failed", exc_info=error)
+
+    async def _watch_memory(self) -> None:
+        while True:
+            await asyncio.sleep(_MEMORY_LOOK)
+            if self._memory.exceeded:
+                await asyncio.to_thread(give_back)
+            was, self._memory.full = self._memory.full, self._memory.exceeded
+            if self._memory.full != was:
+                self.log.event("memory", full=self._memory.full, megabytes=(own_bytes() or 0) // 2**20)
+            # What was taken on is done, and took nothing with it: this is here to stay.
+            if self._memory.full and not self.queue.waiting[0] and self.leave is not None and not self.draining:
+                self.exit_code = EXIT_CODE
+                _log.error("more memory than worker_memory_mb is held for good; this process leaves")
+                self.leave()
 
     # --- from a request to a reply ---------------------------------------------------------------
 
@@ -429,7 +476,7 @@ class App:
             self._check_items("blank", "its text is null or blank", request.bad)
             self._sizes.note(exchange.route, len(body), len(request.documents))
             self._urgent = min(self._urgent, request.priority)
-            served = self.models.get(request.model)
+            served = self._whole(request.model)
             self._say(exchange, served, len(request.documents), request.query)
             work = _work(request, served)
             self.metrics.took("parse", time.perf_counter() - began)
@@ -455,7 +502,7 @@ class App:
         content = await self._body(exchange)
         began = time.perf_counter()
         body, repaired = native.parse(content)
-        served = self.models.get(body.model)
+        served = self._whole(body.model)
         prepared = native.prepare(body, served, self.limits, repaired)
         self._check_items("unknown", "its id is not in the index", prepared.unknown.tolist())
         self._check_items("blank", "its text is null or blank", prepared.blank.tolist())
@@ -483,6 +530,7 @@ class App:
         if not result.scored.all():
             self.metrics.late(partial=True)
         began = time.perf_counter()
+        served.check()  # titles are read for it
         told = (prepared, result, scores, served, exchange.request_id, plan)
         if body.tokens or (body.fallback and not result.scored.all()):
             # Tokens told for people, or word overlap of thousands of titles: other requests do not wait for it.
@@ -512,7 +560,7 @@ class App:
     async def _candidates(self, exchange: Exchange, values: dict[str, str]) -> Reply:
         exchange.dialect = "candidates"
         body = candidates.parse(await self._body(exchange), self.limits.documents)
-        served = self.models.get(body.model)
+        served = self._whole(body.model)
         self._say(exchange, served, body.top, body.query)
         found = await self._unless_gone(exchange, self._searches.answer(body, served, exchange.request_id))
         return Reply(msgspec.json.encode(found))
@@ -541,16 +589,24 @@ class App:
             raise WireError(422, f"item {places[0]}: {problem}{more}; this server refuses such items", "bad_items")
 
     def _check_room(self, exchange: Exchange, deadline_ms: int | None) -> None:
-        """Raises Refused before a long body is read, where the queue would refuse what must be in it."""
+        """Raises Refused before a body is read, where memory or the queue have no room for what must be in it."""
+        self._memory.check(exchange.header(b"content-length"))
         pairs = self._sizes.least(exchange.route, exchange.header(b"content-length"))
         if pairs:
             time_left = None if deadline_ms is None else deadline_ms / 1000
             self.queue.check_room(pairs, exchange.key, self._urgent, time_left)
 
     async def _body(self, exchange: Exchange) -> bytes:
-        body = await read_body(exchange.receive, exchange.headers, self.limits)
+        with self._memory.coming(exchange.header(b"content-length")):
+            body = await read_body(exchange.receive, exchange.headers, self.limits)
         exchange.read = True
         return body
+
+    def _whole(self, name: str | None) -> Served:
+        """The model of this name. Raises WireError where there is none, or where it can no longer be read."""
+        found = self.models.get(name)
+        found.check()
+        return found
 
     def _say(self, exchange: Exchange, served: Served, documents: int, query: str) -> None:
         exchange.log |= {"dialect": exchange.dialect, "model": served.name, "documents": documents}
@@ -674,7 +730,8 @@ class App:
         return Reply(wire.nim_health("not ready", f"Service is not ready: {reason}."), 503)
 
     async def _metrics(self, exchange: Exchange, values: dict[str, str]) -> Reply:
-        return Reply(await asyncio.to_thread(self.metrics.render), media=METRICS_TYPE.encode())
+        told = await (asyncio.to_thread(self.metrics.render) if self.peers is None else self.peers.render())
+        return Reply(told, media=METRICS_TYPE.encode())
 
     async def _config(self, exchange: Exchange, values: dict[str, str]) -> Reply:
         served = {each.name: each.version for each in self.models.all}

@@ -55,11 +55,11 @@ class Neighbors:
             current[start + there] = (index.digests[rows[there]] == made[there]).all(axis=1)
         return cls(scorer, index, known, current)
 
-    def plan(self, query: str, rows: Rows, explain: bool) -> Plan | None:
+    def plan(self, query: str, rows: Rows, explain: bool, check: Callable[[], None] | None = None) -> Plan | None:
         """What is known of a query with rows of the index; None where no pair has a neighbor."""
         looked = self.scorer.look_up(query, self.known[rows].astype(np.int64))
         aware = np.flatnonzero(looked.aware)
-        return Plan(self, query, rows[aware], aware, looked.take(aware), explain) if len(aware) else None
+        return Plan(self, query, rows[aware], aware, looked.take(aware), explain, check) if len(aware) else None
 
 
 @dataclass(slots=True)
@@ -72,6 +72,7 @@ class Plan:
     places: Rows  # [aware], among all pairs of the request
     looked: Looked
     explain: bool
+    check: Callable[[], None] | None = None  # of `Work`
     weights: Floats = field(init=False)  # [aware], of BARL-ASe beside the served model
     probabilities: Floats = field(init=False)  # [aware], where they are scored
     done: NDArray[np.bool_] = field(init=False)  # [aware]
@@ -91,7 +92,7 @@ class Plan:
 
     def work(self) -> Work:
         """The pairs as work for the queue."""
-        return Work.computed(self.query, len(self.places), self._compute)
+        return Work.computed(self.query, len(self.places), self._compute, self.check)
 
     def _compute(self, some: Rows) -> Floats:
         scorer, looked = self.neighbors.scorer, self.looked.take(some)

@@ -103,6 +103,7 @@ def _look_up(
     caches: ScoreCaches, served: Served, work: Work
 ) -> tuple[list[str], NDArray[np.uint64], Found, NDArray[np.bool_]]:
     """Normalized queries, the digests of the items, what the caches have, and which pairs have a query that is cut."""
+    served.check()
     queries = [served.scorer.pairs.prepare(query) for query in work.queries]
     if work.titles is not None:
         items = item_digests([""] * len(work), work.titles)

@@ -78,6 +78,7 @@ class Searches:
 
 def _answer(body: CandidatesBody, served: Served, request_id: str) -> CandidatesReply:
     assert served.index is not None
+    served.check()  # it may have waited
     before = time.perf_counter()
     query = served.scorer.pairs.encode_queries([body.query]).row(0)
     found = search(served.index.tokens, query, body.top)

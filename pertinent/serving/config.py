@@ -22,8 +22,10 @@ class ServeConfig(Config):
     runs. ``admin_port`` takes metrics, configuration and pages off ``port``. ``watch_seconds`` is how often
     folders and keys are looked at for new versions, 0 for never. ``bad_items`` says what becomes of a request in which
     some items have no text or an id that the index does not have: they come last or are left out, or it is refused.
+    With ``stale_hours`` no requests should come any more once an index, hot pairs or behavior are older.
     ``cors_origins`` are the sites whose pages may ask and read answers in a browser. Above ``unknown_share`` of
-    item ids that the index does not have, health says degraded.
+    item ids that the index does not have, health says degraded. A process with more than ``worker_memory_mb`` of its
+    own refuses new requests, and leaves for another one where that does not help.
     """
 
     model: str | None = None
@@ -38,6 +40,7 @@ class ServeConfig(Config):
     backend: str | None = None
     threads: int | None = Field(None, ge=1)
     workers: int = Field(1, ge=1)
+    worker_memory_mb: int | None = Field(None, ge=1)
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65_535)
     admin_port: int | None = Field(None, ge=0, le=65_535)
@@ -57,6 +60,7 @@ class ServeConfig(Config):
     playground: bool = True
     cors_origins: list[str] = []
     unknown_share: float = Field(0.2, ge=0.0, le=1.0)
+    stale_hours: float | None = Field(None, gt=0)
     limits: Limits = Limits()
     queue: QueueConfig = QueueConfig()
     cache: CacheSettings = CacheSettings()

@@ -227,7 +227,7 @@ def prepare(body: RelevanceBody, served: Served, limits: Limits, repaired: int =
         found = _found(body, served, limits)
         count, places, unknown = len(found), np.flatnonzero(found >= 0), np.flatnonzero(found < 0)
         assert served.index is not None
-        work = Work.of_items(body.query, served.index.tokens, found[places], served.states)
+        work = Work.of_items(body.query, served.index.tokens, found[places], served.states, served.check)
         blank = np.zeros(0, dtype=np.int64)
     if count == 0:
         raise WireError(400, f"{given[0]} is an empty list; give at least one", "empty_documents", given[0])
@@ -254,7 +254,7 @@ def behavior_plan(prepared: Prepared, served: Served) -> Plan | None:
     """Which pairs of a request have neighbors; None where none has, or texts came without ids."""
     if served.neighbors is None or prepared.work.rows is None:
         return None
-    return served.neighbors.plan(prepared.body.query, prepared.work.rows, prepared.body.explain)
+    return served.neighbors.plan(prepared.body.query, prepared.work.rows, prepared.body.explain, served.check)
 
 
 def reply(

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -108,6 +108,7 @@ class Work:
     Of each title at most ``max_tokens`` tokens are read. Of the work of one key, lower priorities go first.
     ``states`` are those of all ``items``, where the model scores from them.
     With ``compute`` there are no texts: it gives the logits of the pairs at the given places.
+    ``check`` is called before each read of items or states: it raises where they can no longer be read.
     """
 
     queries: Sequence[str]
@@ -119,6 +120,7 @@ class Work:
     max_tokens: int | None = None
     priority: int = 0
     compute: Callable[[Rows], NDArray[np.float32]] | None = None
+    check: Callable[[], None] | None = None
 
     def __len__(self) -> int:
         return len(self.query_rows)
@@ -136,14 +138,27 @@ class Work:
         return cls([query], np.zeros(len(titles), dtype=np.int64), titles=titles)
 
     @classmethod
-    def computed(cls, query: str, count: int, compute: Callable[[Rows], NDArray[np.float32]]) -> Work:
+    def computed(
+        cls,
+        query: str,
+        count: int,
+        compute: Callable[[Rows], NDArray[np.float32]],
+        check: Callable[[], None] | None = None,
+    ) -> Work:
         """So many pairs of one query whose logits come from a function, called from a scoring thread."""
-        return cls([query], np.zeros(count, dtype=np.int64), compute=compute)
+        return cls([query], np.zeros(count, dtype=np.int64), compute=compute, check=check)
 
     @classmethod
-    def of_items(cls, query: str, items: TokenRows, rows: Rows, states: Ragged | None = None) -> Work:
+    def of_items(
+        cls,
+        query: str,
+        items: TokenRows,
+        rows: Rows,
+        states: Ragged | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> Work:
         """One query with rows of an index, scored from ``states`` where they are given."""
-        return cls([query], np.zeros(len(rows), dtype=np.int64), items=items, rows=rows, states=states)
+        return cls([query], np.zeros(len(rows), dtype=np.int64), items=items, rows=rows, states=states, check=check)
 
 
 @dataclass(frozen=True, slots=True)
@@ -611,6 +626,7 @@ class ScoringQueue:
         job, start = unit.job, unit.start
         before = time.perf_counter()
         stop = min(start + job.chunk, len(job.work))
+        _check((job,))
         if job.work.compute is not None:
             self._plan_computed(job, start, stop)
             return
@@ -671,6 +687,7 @@ class ScoringQueue:
         self._store([part], logits, time.perf_counter() - before)
 
     def _forward(self, batch: list[tuple[Job, _Piece]]) -> NDArray[np.float32]:
+        _check(job for job, _ in batch)
         job, piece = batch[0]
         chunk = piece.chunk
         assert job.queries is not None
@@ -756,6 +773,13 @@ def _pieces(chunk: _Chunk, batches: list[Rows], query_lengths: Rows, item_length
         np.add.reduceat(query + item, starts).tolist(),
     )
     return [_Piece(chunk, rows, *each) for rows, *each in zip(batches, *sizes, strict=True)]
+
+
+def _check(jobs: Iterable[Job]) -> None:
+    """Raises what a job's work says against reading its items now."""
+    for job in jobs:
+        if job.work.check is not None:
+            job.work.check()
 
 
 def _alone(size: int, pace: float) -> float:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pertinent.artifact import identity, open_artifact
-from pertinent.engine.arrays import Ragged
+from pertinent.artifact import identity, made_at, open_artifact
+from pertinent.engine.arrays import MappedFile, Ragged
 from pertinent.engine.behavior import BehaviorScorer
 from pertinent.engine.cache import score_stamp
 from pertinent.engine.hot_pairs import HotPairs
@@ -35,6 +35,7 @@ THRESHOLDS_FILE = "thresholds.json"
 # How often folders are read that are replaced meanwhile.
 TRIES = 5
 _PAUSE = 0.05  # seconds more before each
+_DAMAGED_RETRY = 10.0  # about when the folder is looked at again
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,10 @@ class Source:
         if self.token_mb:
             scorer.pairs.cache = TokenCache(int(self.token_mb * 2**20))
         neighbors, states = self._neighbors(scorer, index), self._states(scorer, index)
-        return Served(self.name, scorer, index, thresholds, self._hot(scorer, first), neighbors, states)
+        hot = self._hot(scorer, first)
+        parts = {"index": self.index, "hot pairs": None if hot is None else self.hot_pairs, "behavior": self.behavior}
+        made = {name: made_at(folder) for name, folder in parts.items() if folder is not None}
+        return Served(self.name, scorer, index, thresholds, hot, neighbors, states, made)
 
     def _states(self, scorer: Scorer, index: ItemIndex | None) -> Ragged | None:
         """What a late join knows of the items ahead; tokens do where that is of another version of the model."""
@@ -126,6 +130,38 @@ class Source:
         return tuple(identity(folder) for folder in folders if folder is not None)
 
 
+class Mapped:
+    """The files that a served model maps, watched: nobody should write into them, and somebody may.
+
+    Once one is ``damaged`` they all stay so until they are opened and checked again, whatever stands in them then.
+    """
+
+    def __init__(self, files: Sequence[MappedFile]) -> None:
+        self._files = tuple(files)
+        self._damaged: str | None = None
+
+    @property
+    def damaged(self) -> str | None:
+        """What is wrong with them; None as long as their maps can be read. Takes two microseconds a file."""
+        if self._damaged is None:
+            for file in self._files:
+                if file.cut:
+                    self.spoil(f"{file.path}: was cut while it was served; put the whole folder there again")
+                    break
+        return self._damaged
+
+    @property
+    def state(self) -> tuple[tuple[int, int], ...]:
+        """Something that changes whenever somebody writes into one."""
+        return tuple(file.state for file in self._files)
+
+    def spoil(self, reason: str) -> None:
+        """They are not what was checked any more, and no answer may come from them."""
+        if self._damaged is None:
+            self._damaged = reason
+            _log.error("what is served is damaged, requests are refused: %s", reason)
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
     """A model ready to answer, with its index and its threshold table where they exist."""
@@ -137,11 +173,17 @@ class Served:
     hot: HotPairs | None = None
     neighbors: Neighbors | None = None
     states: Ragged | None = None  # of the items of the index, where the model scores from them
+    made: Mapping[str, float] = field(default_factory=dict)  # when what is refreshed was made, Unix time
     loaded: float = field(default_factory=time.time)
     recent_ids: RecentIds | None = field(init=False, repr=False, compare=False)  # of the index
+    mapped: Mapped = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "recent_ids", None if self.index is None else RecentIds(self.index))
+        files = [] if self.index is None else self.index.files
+        files += [] if self.hot is None else [self.hot.file]
+        files += [] if self.neighbors is None else [self.neighbors.scorer.behavior.file]
+        object.__setattr__(self, "mapped", Mapped(files))
 
     @property
     def version(self) -> str:
@@ -153,6 +195,13 @@ class Served:
             parts.append(self.neighbors.scorer.behavior.version)
         return "-".join(parts)
 
+    def check(self) -> None:
+        """Raises WireError, 503, where a file that it reads from was cut: to go on would end the process."""
+        if self.mapped.damaged is not None:
+            # Anyone may read this: which file it is, is in the log.
+            message = f"model {self.name} is damaged on this server and waits for a whole one; ask another server"
+            raise WireError(503, message, "model_damaged", "model", retry_after=_DAMAGED_RETRY)
+
 
 class Registry:
     """Served models by name; the first is the default."""
@@ -163,6 +212,7 @@ class Registry:
         self._served = {each.name: each for each in served}
         self._sources = {source.name: source for source in sources}
         self._stamps = {source.name: source.stamp() for source in sources}
+        self._written = {each.name: each.mapped.state for each in served}
         self._default = served[0].name
         self._any = any_model
         self.failures: dict[str, str] = {}
@@ -198,9 +248,18 @@ class Registry:
             raise WireError(404, message, "model_not_found", "model")
         return found
 
+    def without_hot_pairs(self) -> list[str]:
+        """Names that are to have scores made ahead, and do not: they are of another version of the model."""
+        named = [name for name, source in self._sources.items() if source.hot_pairs is not None]
+        return [name for name in named if self._served[name].hot is None]
+
     def changed(self) -> list[str]:
-        """Names whose folders have changed since they were opened, or failed to open."""
-        return [name for name, source in self._sources.items() if source.stamp() != self._stamps[name]]
+        """Names whose folders have changed, or files that they map, since they were opened or failed to open."""
+        return [
+            name
+            for name, source in self._sources.items()
+            if source.stamp() != self._stamps[name] or self._served[name].mapped.state != self._written[name]
+        ]
 
     def reload(self, names: Sequence[str] | None = None) -> dict[str, str]:
         """Open models again and swap them in; for each name its new version, or ``failed: ...``.
@@ -210,7 +269,9 @@ class Registry:
         outcome = {}
         for name in self._sources if names is None else names:
             source = self._sources[name]
-            self._stamps[name] = source.stamp()
+            old = self._served[name].mapped
+            written = old.state != self._written[name]
+            self._stamps[name], self._written[name] = source.stamp(), old.state
             try:
                 fresh = source.open(first=False)
             except Exception as error:  # whatever it is, the old version goes on
@@ -219,9 +280,12 @@ class Registry:
                 self.failures[name] = error_told
                 outcome[name] = f"failed: {error_told}"
                 _log.error("model %s: the new version is not taken, the old one stays: %s", name, error_told)
+                if written:  # what was not taken is what the old one reads
+                    old.spoil(error_told)
                 continue
             self.failures.pop(name, None)
             self._served[name] = fresh  # one assignment: requests see the old or the new
+            self._written[name] = fresh.mapped.state
             outcome[name] = fresh.version
             _log.info("model %s: version %s is served", name, fresh.version)
         settle_memory()

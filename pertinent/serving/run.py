@@ -30,6 +30,8 @@ from pertinent.errors import ConfigError, PertinentError
 from pertinent.serving.access import check_keys, read_keys
 from pertinent.serving.app import App, build_app
 from pertinent.serving.config import ServeConfig
+from pertinent.serving.memory import check_start
+from pertinent.serving.peers import Peers
 from pertinent.serving.registry import Registry, Source
 from pertinent.serving.telemetry import EventLog
 
@@ -46,7 +48,9 @@ _CRASHES, _LONGEST_REST, _CALM = 3, 30.0, 60.0
 # times less than the 30 seconds that most supervisors give.
 _START, _LEAVE = 600.0, 3.0
 _ADMIN = "PERTINENT_SERVE_ADMIN_PORT"
-_RESTARTS = "PERTINENT_SERVE_RESTARTS"
+# A folder of this run, for what workers tell each other: they share no memory.
+_RUNTIME = "PERTINENT_SERVE_RUNTIME"
+_RESTARTS_FILE = "restarts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +79,24 @@ def serve(config: ServeConfig) -> Stopped:
         if config.admin_port is not None:
             sockets.append(bind(config.admin_host, config.admin_port))
         url = _url(config, listening)
+        exit_code = 0
         if config.workers > 1:
             _serve_workers(config, sockets, url)
         else:
             log = EventLog()
             _log_to(log)
-            app = build_app(config, Registry.open(sources(config), config.any_model), log)
+            models = Registry.open(sources(config), config.any_model)
+            check_start(config.worker_memory_mb)
+            app = build_app(config, models, log)
             app.on_startup = lambda: _on_start(app)
             app.admin_port = _admin_port(sockets)
             _say(app.models.names, url)
             uvicorn.Server(uvicorn.Config(app, **_settings(config))).run(sockets=sockets)
+            exit_code = app.exit_code
     finally:
         for each in sockets:
             each.close()
-    return Stopped(url)
+    return Stopped(url, exit_code)
 
 
 def check(config: ServeConfig) -> None:
@@ -182,6 +190,8 @@ def worker_app() -> App:
         raise SystemExit(1) from None
     app.on_startup = lambda: _on_start(app)
     app.admin_port = json.loads(os.environ.get(_ADMIN, "null"))
+    if _RUNTIME in os.environ:
+        app.peers = Peers(Path(os.environ[_RUNTIME]), app.metrics.render)
     return app
 
 
@@ -231,6 +241,7 @@ class Workers(Multiprocess):
         lost = [place for place, each in enumerate(self.processes) if not each.is_alive(timeout=patience)]
         new = [each for each in (self.processes[place] for place in lost) if each.pid not in self._noticed]
         for each in new:
+            _log.error("worker %s %s; another one is started", each.pid, _end_of(each))
             each.kill()
             each.join()
         now = time.monotonic()
@@ -319,7 +330,10 @@ class Workers(Multiprocess):
 
 
 def _serve_workers(config: ServeConfig, sockets: list[socket.socket], url: str) -> None:
-    names = Registry.open(sources(config), config.any_model).names  # what is wrong is said once, by the parent
+    models = Registry.open(sources(config), config.any_model)  # what is wrong is said once, by the parent
+    check_start(config.worker_memory_mb)
+    names = models.names
+    del models
     os.environ[_SETTINGS] = json.dumps(config.plain())
     os.environ[_ADMIN] = json.dumps(_admin_port(sockets))
     _say(names, url)
@@ -330,22 +344,38 @@ def _serve_workers(config: ServeConfig, sockets: list[socket.socket], url: str) 
     _log_to(log)
     with contextlib.ExitStack() as stack:
         stack.callback(log.close)
-        with contextlib.suppress(OSError):  # no place to write: restarts are not told, nothing else is missing
-            # Workers share no memory.
-            told = stack.enter_context(tempfile.NamedTemporaryFile(prefix="pertinent-restarts-"))
-            os.environ[_RESTARTS] = told.name
+        # No place to write: restarts are not told, and each worker's metrics by itself alone.
+        with contextlib.suppress(OSError):
+            folder = tempfile.TemporaryDirectory(prefix="pertinent-", ignore_cleanup_errors=True)
+            os.environ[_RUNTIME] = stack.enter_context(folder)
+            (Path(folder.name) / _RESTARTS_FILE).write_bytes(bytes(8))
         Workers(settings, sockets, config.drain_delay + config.drain_timeout + _LEAVE).run()
 
 
+def _end_of(worker: Process) -> str:
+    """What has become of a process that no longer answers."""
+    code = worker.process.exitcode
+    if code is None:
+        return "does not answer and is ended"
+    if code >= 0:
+        return "has left" if code == 0 else f"ended with exit code {code}"
+    why = " (a file that it maps was cut)" if -code == getattr(signal, "SIGBUS", None) else ""
+    return f"was ended by {signal.Signals(-code).name}{why}"
+
+
 def _tell_restarts(count: int) -> None:
-    with contextlib.suppress(OSError, KeyError), open(os.environ[_RESTARTS], "r+b", buffering=0) as told:
-        told.write(count.to_bytes(8, "little"))
+    with contextlib.suppress(OSError, KeyError):
+        # In place: who reads it meanwhile has the number before or this one.
+        file = os.open(Path(os.environ[_RUNTIME]) / _RESTARTS_FILE, os.O_WRONLY)
+        try:
+            os.write(file, count.to_bytes(8, "little"))
+        finally:
+            os.close(file)
 
 
 def _restarts() -> int:
     try:
-        with open(os.environ[_RESTARTS], "rb") as told:
-            return int.from_bytes(told.read(8), "little")
+        return int.from_bytes((Path(os.environ[_RUNTIME]) / _RESTARTS_FILE).read_bytes(), "little")
     except (OSError, KeyError):
         return 0
 
@@ -431,6 +461,8 @@ def _on_signals(app: App) -> None:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
+    # Other workers take the connections that this one no longer takes; elsewhere a balancer has to notice first.
+    app.leave = lambda: leave(0.0 if app.config.workers > 1 else app.config.drain_delay)
     loop.add_signal_handler(signal.SIGTERM, leave, app.config.drain_delay)
     loop.add_signal_handler(signal.SIGINT, leave, 0.0)
     if hasattr(signal, "SIGHUP"):

@@ -31,6 +31,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from pertinent.serving.caching import SharedCaches
+from pertinent.serving.memory import own_bytes
 from pertinent.serving.queue import ScoringQueue
 from pertinent.serving.registry import Registry
 from pertinent.serving.tei_metrics import TeiMetrics
@@ -40,7 +41,7 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 QUEUE_STAGES = ("queue", "tokenize", "score", "total")
 STAGES = ("parse", *QUEUE_STAGES, "write")
 # Why a request was not taken on.
-SHED = ("requests", "pairs", "wait", "deadline", "key", "searches")
+SHED = ("requests", "pairs", "wait", "deadline", "key", "searches", "memory")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 _PAUSES = (0.0001, 0.001, 0.01, 0.1, 1.0)
@@ -86,6 +87,8 @@ class Metrics:
             self._shed.labels(reason)
         Gauge("pertinent_up", "1 while the process runs.", **given).set(1)
         Gauge("pertinent_threads", "Threads of Python in the process.", **given).set_function(threading.active_count)
+        own = Gauge("pertinent_memory_bytes", "Memory of the process alone, without the files that it maps.", **given)
+        own.set_function(lambda: float(own_bytes() or 0))
         self.registry.register(_pauses())
         self.registry.register(_Restarts(restarts))
         self._tei = TeiMetrics(self.registry) if tei else None

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from pertinent.serving.config import ServeConfig
 from pertinent.serving.limits import ClientGone
 from pertinent.serving.messages import WireError
 from pertinent.serving.queue import Work
-from pertinent.serving.registry import Registry, Served
+from pertinent.serving.registry import Registry, Served, Source
 from pertinent.serving.wire import ROUTES
 
 TITLES = ["wireless earbuds", "usb cable", "日本語 イヤホン", "tea pot green"]
@@ -418,6 +419,33 @@ def test_ids_that_no_index_has_and_versions_that_were_not_taken_degrade_health(
     assert state() == {"status": "ready"}
     server.app.models.failures["tiny"] = "/srv/secret/model: is damaged"
     assert state()["degraded"] == ["model tiny: its new version could not be taken"]
+
+
+@pytest.mark.parametrize("part", ["index", "hot pairs", "behavior"])
+def test_what_is_older_than_it_may_be_makes_it_unready_where_that_is_set(
+    part: str, tiny_scorer: Scorer, tiny_index: ItemIndex, start: Callable[..., Any]
+) -> None:
+    server = start(tiny_scorer, tiny_index, stale_hours=24)
+
+    def of_age(hours: float) -> Any:
+        made = {"other": time.time(), part: time.time() - 3_600 * hours}
+        server.app.models = Registry([Served("tiny", tiny_scorer, tiny_index, made=made)])
+        return server.client.get("/readyz")
+
+    assert of_age(23.9).json() == {"status": "ready"}
+    reply = of_age(30)
+    assert reply.status_code == 503 and reply.json()["reason"] == f"stale: the {part} of model tiny is 30.0 h old"
+    assert server.client.get("/livez").status_code == 200
+    assert server.post("/v1/relevance", {"query": "usb", "rows": [0]}).status_code == 200, "it answers who asks"
+    server.app.config = server.app.config.model_copy(update={"stale_hours": None})
+    assert of_age(3_000).status_code == 200
+
+
+def test_scores_made_ahead_that_are_not_used_degrade_health(tiny_scorer: Scorer, start: Callable[..., Any]) -> None:
+    server = start(tiny_scorer)
+    server.app.models._sources = {"tiny": Source("tiny", None, hot_pairs=Path("/srv/secret/hot"))}
+    told = ["model tiny: its hot pairs are of another version and not used"]
+    assert server.client.get("/readyz").json() == {"status": "ready", "degraded": told}
 
 
 def test_a_request_that_has_waited_too_long_makes_it_unready_where_that_is_set(

@@ -215,6 +215,7 @@ def test_a_new_model_is_served_without_the_scores_of_the_old_one(
     outcome = registry.reload()
     assert not outcome["model"].startswith("failed") and registry.get(None).hot is None
     assert "has the scores of another version" in caplog.text
+    assert registry.without_hot_pairs() == ["model"]
     with pytest.raises(ArtifactError, match="has the scores of model version"):  # but not at the start
         Registry.open(sources(config(mine)))
     # New scores are taken up as new models are.
@@ -222,7 +223,7 @@ def test_a_new_model_is_served_without_the_scores_of_the_old_one(
     HotPairs.build([("tea", "0")], scorer, ItemIndex.open(mine / "index"), mine / "hot", CacheConfig(progress=False))
     assert registry.changed() == ["model"]
     registry.reload()
-    assert registry.get(None).hot is not None
+    assert registry.get(None).hot is not None and registry.without_hot_pairs() == []
 
 
 def test_damaged_scores_stop_a_start_and_not_a_server(shop: Path, tmp_path: Path) -> None:

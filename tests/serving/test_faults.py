@@ -16,6 +16,7 @@ import pytest
 from pertinent.engine.scorer import Scorer
 from pertinent.lexicon.pairs import PairTokenizer
 from pertinent.records import TokenBatch
+from pertinent.serving.queue import Work
 
 BODY = json.dumps({"query": "usb", "documents": ["usb cable", "tea pot"]}).encode()
 LIMITS = {"header_seconds": 0.4, "body_seconds": 0.4, "write_seconds": 0.5, "idle_seconds": 1.0, "connections": 40}
@@ -374,3 +375,28 @@ def test_a_batch_that_never_ends_turns_liveness_and_readiness_off(
             scorer.backend.hold.set()
         assert answer.result().status_code == 200
     becomes(200)
+
+
+def test_health_goes_on_while_one_batch_takes_long(tiny_scorer: Scorer, start: Callable[..., Any]) -> None:
+    """For less than the minute after which a batch is given up, and with the interpreter kept busy by it."""
+    server = start(tiny_scorer)
+    begun, done = threading.Event(), threading.Event()
+
+    def compute(rows: Any) -> Any:
+        begun.set()
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            pass
+        return np.zeros(len(rows), dtype=np.float32)
+
+    work = Work.computed("usb", 1, compute)
+    server.app.queue._submit(work, tiny_scorer, "", None, False, lambda job: done.set())
+    assert begun.wait(10)
+    took = []
+    while not done.is_set():
+        for path in ("/livez", "/readyz", "/health"):
+            before = time.monotonic()
+            assert server.client.get(path).status_code == 200
+            took.append(time.monotonic() - before)
+    assert len(took) > 30 and max(took) < 1.0
+    assert server.app.queue.stalled(60.0) is None

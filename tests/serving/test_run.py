@@ -21,9 +21,11 @@ from typing import Any
 
 import httpx2
 import numpy as np
+import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from pertinent.artifact import Artifact, open_artifact, write_artifact
+from pertinent.artifact import Artifact, made_at, open_artifact, write_artifact
 from pertinent.cli import COMMANDS, main, variable
 from pertinent.engine import scorer as scorer_module
 from pertinent.engine.index import IndexConfig, ItemIndex
@@ -310,6 +312,47 @@ def test_a_worker_that_hangs_is_ended_when_all_are_replaced(run: Any, tiny_artif
 
 
 @pytest.mark.slow
+def test_metrics_are_those_of_all_workers_whoever_is_asked(run: Any, tiny_artifact: Artifact) -> None:
+    server = run(str(tiny_artifact.path), "--workers", "2", "--drain-delay", "0")
+    server.wait_for("ready", 2)
+    if (found := workers(server)) is None:
+        pytest.skip("the system does not tell which processes are the workers")
+    for _ in range(40):
+        assert ask(server.url).status_code == 200
+
+    def told(metric: str) -> dict[str, float]:
+        """A metric by worker."""
+        reply = httpx2.get(f"{server.url}/metrics", timeout=20, trust_env=False)
+        assert reply.status_code == 200
+        samples = [
+            (sample.labels["worker"], sample.value)
+            for family in text_string_to_metric_families(reply.text)
+            for sample in family.samples
+            if sample.name == metric and sample.labels.get("status", "200") == "200"
+        ]
+        return {worker: sum(value for each, value in samples if each == worker) for worker, _ in samples}
+
+    for _ in range(10):  # whichever of them it is
+        assert set(told("pertinent_up")) == set(map(str, found))
+        assert sum(told("pertinent_request_documents_count").values()) == 40
+    os.kill(found[0], signal.SIGSTOP)
+    reply = httpx2.get(f"{server.url}/metrics", timeout=20, trust_env=False)
+    assert psutil.Process(found[0]).status() == psutil.STATUS_STOPPED, "it is left out before it is ended"
+    assert f'pertinent_up{{worker="{found[1]}"}} 1.0' in reply.text and f'"{found[0]}"' not in reply.text
+    with contextlib.suppress(ProcessLookupError):  # it may have been replaced
+        os.kill(found[0], signal.SIGCONT)
+    assert reply.text.count("# TYPE pertinent_up ") == 1
+    runtime = next(
+        Path(line.partition("=")[2])
+        for line in Path(f"/proc/{found[1]}/environ").read_text().split("\0")
+        if line.startswith("PERTINENT_SERVE_RUNTIME=")
+    )
+    assert runtime.stat().st_mode & 0o777 == 0o700
+    assert server.end(30) == 0
+    assert not runtime.exists()
+
+
+@pytest.mark.slow
 def test_a_second_sigterm_ends_all_workers_at_once(run: Any, tiny_artifact: Artifact) -> None:
     server = run(str(tiny_artifact.path), "--workers", "2", "--drain-delay", "60")
     server.wait_for("ready", 2)
@@ -455,6 +498,21 @@ def test_an_index_of_another_model_is_not_taken(folders: list[Path], tmp_path: P
     ItemIndex.build([Item("2", "pot")], tiny_pairs, index, config=IndexConfig(progress=False))
     assert registry.changed() == ["shop"] and registry.reload()["shop"] == registry.get(None).version
     assert registry.get("shop").index is not before.index and registry.failures == {}
+
+
+def test_how_old_parts_are_is_told_by_their_manifests(
+    folders: list[Path], tmp_path: Path, tiny_pairs: PairTokenizer
+) -> None:
+    index = tmp_path / "index"
+    before = time.time()
+    ItemIndex.build([Item("1", "tea")], tiny_pairs, index, config=IndexConfig(progress=False))
+    os.utime(index / "manifest.json", (5.0, 5.0))  # as copies may have it
+    (made,) = Source("shop", folders[0], index).open().made.items()
+    assert made[0] == "index" and before - 1 <= made[1] <= time.time()
+    with write_artifact(tmp_path / "undated", "other", {}, dated=False):
+        pass
+    os.utime(tmp_path / "undated" / "manifest.json", (5.0, 5.0))
+    assert made_at(tmp_path / "undated") == 5.0
 
 
 @pytest.mark.parametrize("there_and_back", [False, True])

@@ -1,0 +1,103 @@
+"""How much memory a process holds, and what it does when that is too much.
+
+First it takes on nothing new (429) until what it has taken on is done and what was freed has been given back. Where
+that does not help it leaves, and whoever started it starts another one: slower is better than ended by the system in
+the middle of everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import sys
+from collections.abc import Iterator
+from typing import Final
+
+from pertinent.errors import ConfigError
+from pertinent.serving.queue import Refused
+
+# What the process ends with where it leaves for its size: EX_TEMPFAIL of sysexits.h, so that services are restarted.
+EXIT_CODE: Final = 75
+# Of a body that is read: its texts as Python has them, the work and the answer.
+_TIMES_BODY = 4
+# Shorter bodies are not worth a look at the size of the process.
+_LARGE_BODY = 2**18
+_RETRY_SECONDS = 1.0
+_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4_096
+
+
+def own_bytes() -> int | None:
+    """Memory of this process alone, without the files that it maps; None where the system does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as told:
+            _, resident, shared, *_ = told.read().split()
+    except OSError:
+        return None
+    return (int(resident) - int(shared)) * _PAGE
+
+
+def give_back() -> None:
+    """Free what nobody needs, and return it to the system."""
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def check_start(limit_mb: int | None) -> None:
+    """Raises ConfigError where a process that has just opened its models is at its limit, or cannot know its size."""
+    if limit_mb is None:
+        return
+    own = own_bytes()
+    if own is None:
+        raise ConfigError("worker_memory_mb: this system does not tell what memory a process has; leave it out")
+    if own >= limit_mb * 2**20:
+        raise ConfigError(
+            f"worker_memory_mb is {limit_mb}, and a process with its models takes {own // 2**20} MB before the first "
+            "request; give some hundred more than that"
+        )
+
+
+class Memory:
+    """Room for requests under a limit of memory, None for no limit."""
+
+    def __init__(self, limit_mb: int | None) -> None:
+        self.limit = None if limit_mb is None else limit_mb * 2**20
+        self.full = False
+        self._coming = 0  # bytes of large bodies that are being read
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether the process is above its limit now."""
+        return self.limit is not None and (own_bytes() or 0) > self.limit
+
+    def check(self, length: bytes) -> None:
+        """Raises Refused where a request with a body of this announced length had better not come."""
+        if self.limit is None:
+            return
+        if self.full:
+            raise Refused("memory", "this server has no more memory now; come again later", _RETRY_SECONDS)
+        size = _size(length)
+        if size < _LARGE_BODY:
+            return
+        if (own_bytes() or 0) + _TIMES_BODY * (self._coming + size) > self.limit:
+            raise Refused(
+                "memory", "this server has no memory for a body as large now; come again later", _RETRY_SECONDS
+            )
+
+    @contextlib.contextmanager
+    def coming(self, length: bytes) -> Iterator[None]:
+        """A block in which a body of this announced length is read."""
+        size = 0 if self.limit is None else _size(length)
+        size = size if size >= _LARGE_BODY else 0
+        self._coming += size
+        try:
+            yield
+        finally:
+            self._coming -= size
+
+
+def _size(length: bytes) -> int:
+    return int(length) if length.isdigit() and len(length) < 16 else 0
