@@ -16,6 +16,7 @@ import pytest
 
 from pertinent.artifact import Artifact, open_artifact
 from pertinent.cli import main
+from pertinent.data.splits import split_by_query
 from pertinent.engine.scorer import Scorer
 from pertinent.engine.stand_in import DEFINITIONS, Logged, centered_least_squares, fit_stand_in
 from pertinent.errors import DataError
@@ -294,6 +295,16 @@ def test_a_feature_of_the_query_and_one_given_twice_do_no_harm() -> None:
     assert weights["of_query"] == 0.0
     assert weights["f0"] == pytest.approx(weights["again"], rel=1e-3)
     assert weights["f0"] + weights["again"] == pytest.approx(1.0, abs=0.01)
+
+
+def test_queries_that_are_measured_on_are_not_fitted_to() -> None:
+    logged, targets = made_up([1.0, -0.3], noise=0.5)
+    held = np.array([split == "test" for split in split_by_query(logged.queries, (0.9, 0.0, 0.1))])
+    before: dict[str, Any] = {}
+    after: dict[str, Any] = {}
+    weights = fit_stand_in(logged, targets, before)
+    assert fit_stand_in(logged, np.where(held, -targets, targets), after) == weights
+    assert after["rank_correlation"] == pytest.approx(-before["rank_correlation"])
 
 
 def test_the_order_of_rows_does_not_change_the_weights() -> None:
