@@ -290,13 +290,27 @@ COMMANDS: dict[str, Command] = {
             ITEMS,
             Flag("--scale", "scale", "the grade scale of a column 'label' in the judgments", metavar="NAME"),
             Flag(
-                "--format", "format", "engine (the default), or hugging_face: a folder for CrossEncoder", metavar="NAME"
+                "--format",
+                "format",
+                "engine (the default); hugging_face: a folder for CrossEncoder; vespa: an application that scores "
+                "inside Vespa; solr or opensearch: a linear stand-in for their LTR modules",
+                metavar="NAME",
+            ),
+            Flag("--rerank-count", "rerank_count", "for vespa: how many hits are ranked again", positive, "N"),
+            Flag("--probability", "probability", "for vespa: score by probability, not by log odds", switch=True),
+            Flag(
+                "--features",
+                "features",
+                "for solr and opensearch: pairs with the features that the engine logged",
+                metavar="FILE",
             ),
         ),
         (
             "pertinent export runs/model --judgments valid.parquet --out runs/model-fast",
             "pertinent export cross-encoder-folder --no-int8 --out runs/imported",
             "pertinent export runs/imported --format hugging_face --out plain",
+            "pertinent export runs/model --format vespa --rerank-count 200 --out runs/vespa",
+            "pertinent export runs/model --format solr --features logged.jsonl --out runs/solr",
         ),
     ),
     "index": Command(

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pertinent.engine.hot_pairs import CacheConfig
     from pertinent.engine.index import IndexConfig
     from pertinent.engine.scorer import Scorer
+    from pertinent.engine.stand_in import Logged
     from pertinent.evaluation.arms import ArmResult
     from pertinent.evaluation.evaluate import EvaluateConfig
     from pertinent.evaluation.result import Evaluation
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from pertinent.mining.settings import MineConfig
     from pertinent.serving.run import Stopped
 
+# What a search engine can hold, which counts in float32.
+_MAX_FLOAT = float(np.finfo(np.float32).max)
 # Scorers that are fitted on the titles they score, by the name they have on the command line.
 BASELINES = {"bm25": "pertinent.models.lexical:BM25", "tfidf": "pertinent.models.lexical:TFIDF"}
 
@@ -162,13 +165,22 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
 
 def export(config: ExportConfig) -> Artifact | PlainFolder:
-    """A model with graph files, in place or in another folder; or a folder for another toolkit."""
+    """A model with graph files, in place or in another folder; or a folder for another toolkit or search engine."""
     from pertinent.data.readers import read_items, read_judgments
     from pertinent.engine import export as stage
     from pertinent.folders import SHIPPED_MODELS
 
     if config.format == "hugging_face":
         return PlainFolder(stage.export_cross_encoder(config))
+    if config.format == "vespa":
+        from pertinent.engine.vespa import export_vespa
+
+        return export_vespa(config)
+    if config.format in ("solr", "opensearch"):
+        from pertinent.engine.stand_in import definitions, export_stand_in
+
+        names = [feature["name"] for feature in definitions(config)]
+        return export_stand_in(config, None if config.features is None else _read_logged(config.features, names))
     if config.model in (None, *SHIPPED_MODELS) and config.out is None:
         raise ConfigError("--out is required for a model that comes with pertinent, which is not changed in place")
     if config.int8 and config.judgments is None:
@@ -178,6 +190,22 @@ def export(config: ExportConfig) -> Artifact | PlainFolder:
     items = read_items(config.items) if config.items is not None else None
     judgments = read_judgments(config.judgments, items=items, scale=config.scale)
     return stage.export(config, judgments, partial(_falls, config.scale))
+
+
+def _read_logged(path: str, names: Sequence[str]) -> Logged:
+    """Pairs with the values of the named features, from a table with ``query``, ``title`` and a column for each."""
+    from pertinent.data.readers import read_table
+    from pertinent.engine.stand_in import Logged
+
+    table = read_table(path)
+    queries, titles = table.need_texts("query"), table.need_texts("title")
+    for name in names:
+        if not table.has(name):
+            raise table.missing(name, "give a column of numbers for every feature of the definitions", None)
+    fix = "give the number that the engine logged"
+    columns = [[table.number(row, name, -_MAX_FLOAT, _MAX_FLOAT, fix) for row in range(len(table))] for name in names]
+    values = np.array(columns, dtype=np.float64).T.reshape(len(table), len(names))
+    return Logged(queries, titles, list(names), values)
 
 
 def _falls(

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pertinent.artifact import MANIFEST, Artifact, open_artifact, read_json, write_artifact, write_json
 from pertinent.config import Config
@@ -64,6 +64,8 @@ PARITY = 1e-4
 OPSET = 20  # the first with Gelu as one operator
 IR_VERSION = 10  # what every ONNX Runtime that we allow can read
 GATE_FILE = "int8_gate.json"
+# Settings that mean nothing in other formats.
+_FORMAT_SETTINGS = {("vespa",): ("probability", "rerank_count"), ("solr", "opensearch"): ("features", "definitions")}
 
 
 class ExportConfig(Config):
@@ -80,12 +82,17 @@ class ExportConfig(Config):
 
     ``model`` may be a cross-encoder folder as sentence-transformers saves it: it becomes a model of
     ours at ``out``, with equal scores. ``format: hugging_face`` is the way back.
+
+    ``format: vespa`` writes an application that scores inside Vespa, where the ``rerank_count`` best hits are
+    ranked again by log odds of relevance, or with ``probability`` by the probability itself. ``solr`` and
+    ``opensearch`` write a linear stand-in for the LTR module of these engines, fitted to the model's scores of
+    the pairs in ``features``, which has a number for each of the ``definitions``.
     """
 
     type: Literal["export"] = "export"
     model: str | None = None
     out: str | None = None
-    format: Literal["engine", "hugging_face"] = "engine"
+    format: Literal["engine", "hugging_face", "vespa", "solr", "opensearch"] = "engine"
     int8: bool = True
     int8_backends: tuple[Literal["onnx-int8", "native-int8"], ...] = ("onnx-int8", "native-int8")
     judgments: str | None = None
@@ -96,6 +103,21 @@ class ExportConfig(Config):
     min_spearman: float = Field(0.999, ge=-1.0, le=1.0)
     min_top_overlap: float = Field(0.98, ge=0.0, le=1.0)
     max_judged_loss: float = Field(0.005, ge=0.0)
+    probability: bool = False
+    rerank_count: int = Field(100, ge=1)
+    features: str | None = None
+    definitions: str | None = None
+
+    @model_validator(mode="after")
+    def _of_one_format(self) -> ExportConfig:
+        fields = ExportConfig.model_fields
+        for formats, names in _FORMAT_SETTINGS.items():
+            given = [name for name in names if getattr(self, name) != fields[name].default]
+            if given and self.format not in formats:
+                raise ValueError(
+                    f"{', '.join(given)}: only for format: {' or '.join(formats)}; set that, or leave this out"
+                )
+        return self
 
 
 def write_graph(network: Any, folder: str | Path) -> float:
@@ -219,7 +241,7 @@ def export_cross_encoder(config: ExportConfig) -> Path:
             f"{artifact.path}: its calibration is isotonic, which the classifier of a plain BERT cannot express; "
             "train with `calibration: platt` or `calibration: none`"
         )
-    out = _wanted_out(config)
+    out = wanted_out(config)
     if out.exists():
         raise ArtifactError(f"{out}: exists; choose another folder or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -233,7 +255,7 @@ def _import_cross_encoder(config: ExportConfig) -> Artifact:
     from pertinent.models.interchange import import_hugging_face
 
     network, pairs = import_hugging_face(str(config.model))
-    out = _wanted_out(config)
+    out = wanted_out(config)
     metrics: dict[str, Any] = {}
     with write_artifact(out, "model", config.plain(), {}, metrics) as folder:
         save_network(folder, network, pairs)
@@ -241,7 +263,8 @@ def _import_cross_encoder(config: ExportConfig) -> Artifact:
     return open_artifact(out, kind="model")
 
 
-def _wanted_out(config: ExportConfig) -> Path:
+def wanted_out(config: ExportConfig) -> Path:
+    """The folder to write. Raises ConfigError where none is given."""
     if config.out is None:
         raise ConfigError("out: is required to turn a model into another format; give the folder to write")
     return Path(config.out)
@@ -402,6 +425,14 @@ def _parts(network: Any) -> list[_Part]:
             _Part(JOIN_GRAPH_FILE, lambda *inputs: relevance_logit(network.join(*inputs)), query, free, "logit")
         )
     return parts
+
+
+def traced(network: Any, call: Callable[..., Any], example: dict[str, NDArray[Any]], output: str) -> Any:
+    """What ``call`` computes with the network as an ONNX model, all weights inside, batch and length free.
+
+    Its inputs are named and typed as in the ``example`` (arrays ``[batch, length]``), its only output as given.
+    """
+    return _trace(network, _Part("", call, example, dict.fromkeys(example, (0, 1)), output))
 
 
 def _trace(network: Any, part: _Part) -> Any:

@@ -173,15 +173,25 @@ def _hugging_face_config(config: EiSRCConfig, pad_id: int) -> dict[str, Any]:
     }
 
 
-def _save_packed_tokenizer(pairs: PairTokenizer, folder: Path) -> None:
+def plain_tokenizer(pairs: PairTokenizer) -> Tokenizer:
+    """A copy of the tokenizer for other toolkits, which do not normalize: it does so itself.
+
+    Control tokens are left as the tokenizer has them, so typed ones are found where the toolkit looks for them.
+    """
     from tokenizers import normalizers
-    from tokenizers.processors import TemplateProcessing
 
     tokenizer = Tokenizer.from_str(pairs.tokenizer.to_str())
     tokenizer.encode_special_tokens = False
     if pairs.config.normalize:  # what `normalize` does and BERT's own cleaning does not
         own = [tokenizer.normalizer] if tokenizer.normalizer else []
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), *own])
+    return tokenizer
+
+
+def _save_packed_tokenizer(pairs: PairTokenizer, folder: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = plain_tokenizer(pairs)
     tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",

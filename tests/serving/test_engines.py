@@ -363,6 +363,92 @@ def test_solr() -> None:
     assert function("solr")(asked, "cup", answer) == []
 
 
+def test_vespa_scores_inside_with_the_profile_of_the_export() -> None:
+    from pertinent.engine.vespa import PACKED_INPUTS, SCHEMA_FILE, SERVICES, SERVICES_FILE
+
+    search = block("vespa-onnx-search")
+    assert re.fullmatch(r"select [\w, *]+ from items where userQuery\(\)", search["yql"])
+    assert search["input.query(q_tokens)"] == "embed(tokenizer, @query)" and '<component id="tokenizer"' in SERVICES
+    page = PAGE.read_text(encoding="utf-8")
+    for named in (
+        search["ranking"],
+        *PACKED_INPUTS,
+        *(name.partition("/")[2] for name in (SCHEMA_FILE, SERVICES_FILE)),
+    ):
+        assert f"`{named}`" in page
+
+
+def solr_local_params(text: str, opening: str, params: dict[str, Any]) -> tuple[str, dict[str, str]]:
+    """Name and arguments of ``{!name a=1 b=$c}`` or ``[name a=1]``; ``$c`` is read from the request."""
+    found = re.fullmatch(re.escape(opening) + r"(\w+)((?: [\w.]+=\S+?)*)[\]}]", text)
+    assert found is not None, text
+    given = dict(each.split("=") for each in found[2].split())
+    return found[1], {name: params[value[1:]] if value.startswith("$") else value for name, value in given.items()}
+
+
+def test_solr_logs_and_ranks_with_what_the_features_need() -> None:
+    from pertinent.engine.stand_in import DEFINITIONS, NAME
+
+    needed = set(re.findall(r"\$\{(\w+)\}", json.dumps(DEFINITIONS["solr"])))
+    log, search = block("solr-ltr-log"), block("solr-ltr-search")
+    transformer = next(field for field in log["fields"] if field.startswith("["))
+    name, logged = solr_local_params(transformer, "[", log["params"])
+    assert (name, logged["store"]) == ("features", NAME) and "score" in log["fields"]
+    name, ranked = solr_local_params(search["params"]["rq"], "{!", search["params"])
+    assert (name, ranked["model"]) == ("ltr", NAME) and int(ranked["reRankDocs"]) >= search["limit"]
+    for body, given in ((log, logged), (search, ranked)):
+        assert {each.removeprefix("efi.") for each in given if each.startswith("efi.")} == needed
+        assert given["efi.text"] == body["query"]
+        only(body, {"query", "filter", "fields", "limit", "offset", "sort", "facet", "params"}, {"query"})
+
+
+def test_what_engines_log_becomes_the_table_that_is_read(tmp_path: Path) -> None:
+    from pertinent.commands import _read_logged
+    from pertinent.engine.stand_in import DEFINITIONS
+
+    namespace: dict[str, Any] = {}
+    for name in ("solr", "opensearch"):
+        exec(BLOCKS[f"{name}-ltr-rows"], namespace)
+    names = {engine: [feature["name"] for feature in features] for engine, features in DEFINITIONS.items()}
+    csv = ",".join(f"{name}={place}.5" for place, name in enumerate(names["solr"]))
+    documents = [
+        {"id": "a", "title": "Mug", "[features]": csv},
+        {"id": "b", "title": ["Tea", "pot"], "[features]": csv},
+    ]
+    lines = namespace["logged_by_solr"]("cup", {"response": {"docs": documents}})
+    (tmp_path / "solr.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    table = _read_logged(str(tmp_path / "solr.jsonl"), names["solr"])
+    assert (table.queries, table.titles) == (["cup", "cup"], ["Mug", "Tea pot"])
+    assert table.values.tolist() == [[0.5, 1.5, 2.5, 3.5, 4.5]] * 2
+
+    spec = block("opensearch-ltr-log")["ext"]["ltr_log"]["log_specs"]
+    assert spec["missing_as_zero"] is True
+    values = [{"name": name, "value": 2.0} for name in names["opensearch"][:-1]] + [{"name": names["opensearch"][-1]}]
+    hit = {"_source": {"title": "Mug"}, "fields": {"_ltrlog": [{spec["name"]: values}]}}
+    lines = namespace["logged_by_opensearch"]("cup", {"hits": {"hits": [hit]}})
+    (tmp_path / "opensearch.jsonl").write_text(json.dumps(lines[0]))
+    table = _read_logged(str(tmp_path / "opensearch.jsonl"), names["opensearch"])
+    assert (table.titles, table.values.tolist()) == (["Mug"], [[2.0, 2.0, 0.0]])
+
+
+def test_opensearch_logs_and_ranks_with_what_the_features_need() -> None:
+    from pertinent.engine.stand_in import DEFINITIONS, NAME
+
+    needed = {name for feature in DEFINITIONS["opensearch"] for name in feature["params"]}
+    log, search = block("opensearch-ltr-log"), block("opensearch-ltr-search")
+    logged = log["query"]["bool"]["filter"]["sltr"]
+    only(logged, {"_name", "featureset", "params", "store"}, {"_name", "featureset", "params"})
+    assert logged["featureset"] == NAME and logged["_name"] == log["ext"]["ltr_log"]["log_specs"]["named_query"]
+    only(search["rescore"], {"window_size", "query"}, {"query"})
+    rescore = search["rescore"]["query"]
+    only(rescore, {"query_weight", "rescore_query_weight", "rescore_query", "score_mode"}, {"rescore_query"})
+    ranked = rescore["rescore_query"]["sltr"]
+    only(ranked, {"model", "params", "store", "active_features"}, {"model", "params"})
+    assert ranked["model"] == NAME and search["rescore"]["window_size"] >= search["size"]
+    assert set(logged["params"]) == set(ranked["params"]) == needed
+    assert {"title"} == set(log["_source"])
+
+
 # --- LiteLLM, LlamaIndex, Haystack: readers that fail hard ------------------------------------------
 
 
