@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/barl_ase.py --work runs/barl --out benchmarks/barl_ase.json
 
 Three shops (texts and judgments of the ESCI sample, behavior simulated, 100 made-up queries each), ``--repeats``
-models of each kind a shop. What a run found is kept in the work folder, so a stopped study goes on, and shops can be run side by
-side (``--shops 0``); ``--report`` writes what is there. Half of the made-up queries are for training, 15 % for
-choosing, 35 % for the test. Differences are means over shops of differences on the same test pairs; intervals and
+models of each kind a shop. What a run found is kept in the work folder, so a stopped study goes on, and shops can be
+run side by side (``--shops 0``); ``--report`` writes what is there. Half of the made-up queries are for training, 15 %
+for choosing, 35 % for the test. Differences are means over runs of differences on the same test pairs; intervals and
 p-values draw whole queries again inside each shop. Some rows are of the first shop alone.
 """
 
