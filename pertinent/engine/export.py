@@ -65,7 +65,11 @@ OPSET = 20  # the first with Gelu as one operator
 IR_VERSION = 10  # what every ONNX Runtime that we allow can read
 GATE_FILE = "int8_gate.json"
 # Settings that mean nothing in other formats.
-_FORMAT_SETTINGS = {("vespa",): ("probability", "rerank_count"), ("solr", "opensearch"): ("features", "definitions")}
+_FORMAT_SETTINGS = {
+    ("engine",): ("judgments", "items", "scale", "int8_backends"),
+    ("vespa",): ("probability", "rerank_count"),
+    ("solr", "opensearch"): ("features", "definitions"),
+}
 
 
 class ExportConfig(Config):

@@ -76,8 +76,8 @@ def definitions(config: ExportConfig) -> list[dict[str, Any]]:
     names = [each.get("name") if isinstance(each, dict) else None for each in given] if isinstance(given, list) else []
     if not names or not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
         raise ConfigError(
-            f"definitions: {config.definitions} is not a list of features, each with a name of its own; give what "
-            'you upload to the engine, such as [{"name": "title_any", ...}]'
+            f"definitions: {config.definitions} is not a list of features, each with a name of its own; give the "
+            'list alone, such as [{"name": "title_any", ...}]'
         )
     return given
 
@@ -179,7 +179,7 @@ def _agreement(scores: NDArray[np.float64], targets: NDArray[np.float64], groups
 def _stored_features(format: str, chosen: Sequence[Mapping[str, Any]]) -> Any:
     """What is uploaded before values are logged: a list for a feature store of Solr, else a feature set."""
     if format == "solr":
-        return [{"store": NAME, **feature} for feature in chosen]
+        return [{**feature, "store": NAME} for feature in chosen]
     return {"featureset": {"name": NAME, "features": list(chosen)}}
 
 

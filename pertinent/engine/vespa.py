@@ -243,8 +243,8 @@ def graph_difference(
         worst = max(worst, float(difference.max(initial=0.0)))
         if not (np.isfinite(difference).all() and worst <= limit):
             raise ArtifactError(
-                f"the graph for Vespa differs from torch by {worst:.2g} (at most {limit:.2g} is allowed), so nothing "
-                "is written; call `pertinent serve` from the application"
+                f"the graph for Vespa differs from torch by {float(difference.max()):.2g} (at most {limit:.2g} is "
+                "allowed), so nothing is written; call `pertinent serve` from the application"
             )
     return worst
 

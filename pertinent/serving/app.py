@@ -26,7 +26,7 @@ from pertinent.serving import behavior, caching, candidates, native, wire
 from pertinent.serving.access import Keys, Origins
 from pertinent.serving.config import ServeConfig
 from pertinent.serving.limits import ClientGone, Limits, Receive, Sizes, check_head, check_request, read_body
-from pertinent.serving.memory import EXIT_CODE, Memory, give_back, own_bytes
+from pertinent.serving.memory import EXIT_CODE, Memory, give_back, most_bytes, own_bytes
 from pertinent.serving.messages import Answer, ErrorShape, Request, WireError
 from pertinent.serving.openapi import openapi_document
 from pertinent.serving.peers import Peers
@@ -53,6 +53,8 @@ _IDS_SEEN, _FADING = 100, 0.99
 _STALLED = 60.0
 # How often the process looks at its own size, in seconds.
 _MEMORY_LOOK = 0.5
+# Above its limit after so many looks in a row, with nothing under way, it stays there.
+_MEMORY_LOOKS = 10
 # Anyone may ask these, so that balancers need no key.
 _OPEN = {
     "health",
@@ -110,6 +112,7 @@ class Exchange:
     key: str = ""
     scoring: bool = False  # it asks for scores
     read: bool = False  # the whole body has come
+    admitted: bool = False  # memory was found for its body
     log: dict[str, Any] = field(default_factory=dict)
     span: Any = None  # of OpenTelemetry, where requests are traced
 
@@ -167,7 +170,7 @@ class App:
         self.draining = False
         self.closing = False
         self.on_startup: Callable[[], None] | None = None
-        self.leave: Callable[[], None] | None = None  # as at a SIGTERM; set by whoever runs it
+        self.leave: Callable[[], bool] | None = None  # where it may leave now; set by whoever runs it
         self.exit_code = 0
         self.peers: Peers | None = None  # where there are several workers
         self.tracing = Tracing(package_version()) if config.tracing else None
@@ -178,6 +181,7 @@ class App:
         self._reloading = asyncio.Lock()
         self._searches = candidates.Searches()
         self._memory = Memory(config.worker_memory_mb)
+        self._admitted = 0  # requests under way
         self._watchers: list[asyncio.Task[None]] = []
         self._sizes, self._urgent = Sizes(), 0  # what is known of bodies that have not been read
         self._exact, self._templates = self._routes()
@@ -229,6 +233,8 @@ class App:
             f"model {name}: its hot pairs are of another version and not used"
             for name in self.models.without_hot_pairs()
         ]
+        if self._memory.full:
+            found.append("above worker_memory_mb: new requests are refused")
         asked, unknown = self._asked_ids
         if asked >= _IDS_SEEN and unknown / asked > self.config.unknown_share:
             found.append(f"{unknown / asked:.0%} of the item ids of late are not in the index")
@@ -293,18 +299,29 @@ class App:
                 _log.error("looking for new versions failed", exc_info=error)
 
     async def _watch_memory(self) -> None:
+        looks = 0
         while True:
             await asyncio.sleep(_MEMORY_LOOK)
-            if self._memory.exceeded:
-                await asyncio.to_thread(give_back)
-            was, self._memory.full = self._memory.full, self._memory.exceeded
-            if self._memory.full != was:
-                self.log.event("memory", full=self._memory.full, megabytes=(own_bytes() or 0) // 2**20)
-            # What was taken on is done, and took nothing with it: this is here to stay.
-            if self._memory.full and not self.queue.waiting[0] and self.leave is not None and not self.draining:
-                self.exit_code = EXIT_CODE
-                _log.error("more memory than worker_memory_mb is held for good; this process leaves")
-                self.leave()
+            try:
+                looks = await self._look_at_memory(looks)
+            except Exception as error:  # such as no thread, just when memory is short
+                _log.error("looking at memory failed", exc_info=error)
+
+    async def _look_at_memory(self, looks: int) -> int:
+        """After so many looks above the limit with nothing under way: one more, or none."""
+        was, idle = self._memory.full, not (self._admitted or self.queue.waiting[0] or self._reloading.locked())
+        if self._memory.exceeded and (idle or not was):  # a collection stops all threads: not twice a second under load
+            await asyncio.to_thread(give_back)
+        self._memory.full = self._memory.exceeded
+        if self._memory.full != was:
+            self.log.event("memory", full=self._memory.full, megabytes=(own_bytes() or 0) // 2**20)
+        if not (self._memory.full and idle):
+            return 0
+        # What was taken on is done, and took nothing with it: this is here to stay.
+        if looks + 1 >= _MEMORY_LOOKS and self.leave is not None and not self.draining and self.leave():
+            self.exit_code = EXIT_CODE
+            _log.error("more memory than worker_memory_mb is held for good; this process leaves")
+        return looks + 1
 
     # --- from a request to a reply ---------------------------------------------------------------
 
@@ -325,6 +342,8 @@ class App:
             reply = self._error(exchange, error)
             # Nobody knows where the next request begins.
             close = reply.status in (400, 408, 414, 431) and not exchange.read
+        finally:
+            self._admitted -= exchange.admitted
         self._note(exchange, reply.status)
         await self._send(exchange, reply, send, close)
 
@@ -530,13 +549,12 @@ class App:
         if not result.scored.all():
             self.metrics.late(partial=True)
         began = time.perf_counter()
-        served.check()  # titles are read for it
         told = (prepared, result, scores, served, exchange.request_id, plan)
         if body.tokens or (body.fallback and not result.scored.all()):
             # Tokens told for people, or word overlap of thousands of titles: other requests do not wait for it.
-            reply = await asyncio.to_thread(native.reply, *told)
+            reply = await asyncio.to_thread(_checked_reply, *told)
         else:
-            reply = native.reply(*told)
+            reply = _checked_reply(*told)
         headers = _headers(served, result, len(prepared.blank) + len(prepared.unknown), repaired, [])
         written = native.encode(reply)
         self.metrics.took("write", time.perf_counter() - began)
@@ -589,15 +607,19 @@ class App:
             raise WireError(422, f"item {places[0]}: {problem}{more}; this server refuses such items", "bad_items")
 
     def _check_room(self, exchange: Exchange, deadline_ms: int | None) -> None:
-        """Raises Refused before a body is read, where memory or the queue have no room for what must be in it."""
-        self._memory.check(exchange.header(b"content-length"))
+        """Raises Refused before a long body is read, where the queue would refuse what must be in it."""
         pairs = self._sizes.least(exchange.route, exchange.header(b"content-length"))
         if pairs:
             time_left = None if deadline_ms is None else deadline_ms / 1000
             self.queue.check_room(pairs, exchange.key, self._urgent, time_left)
 
     async def _body(self, exchange: Exchange) -> bytes:
-        with self._memory.coming(exchange.header(b"content-length")):
+        packed = bool(exchange.header(b"content-encoding"))
+        size = most_bytes(exchange.header(b"content-length"), packed, self.limits.body_bytes)
+        self._memory.check(size)
+        exchange.admitted = True
+        self._admitted += 1
+        with self._memory.coming(size):
             body = await read_body(exchange.receive, exchange.headers, self.limits)
         exchange.read = True
         return body
@@ -782,6 +804,12 @@ def _work(request: Request, served: Served) -> Work:
         rows = np.array([places.setdefault(query, len(places)) for query in request.queries], dtype=np.int64)
         work = Work(list(places), rows, titles=request.documents)
     return replace(work, max_tokens=most, priority=request.priority)
+
+
+def _checked_reply(prepared: native.Prepared, result: Result, scores: Any, served: Served, *more: Any) -> Any:
+    """The reply of the native route, which reads titles: not from a file that was cut meanwhile."""
+    served.check()
+    return native.reply(prepared, result, scores, served, *more)
 
 
 def _headers(

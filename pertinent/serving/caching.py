@@ -121,4 +121,5 @@ def _cut_items(served: Served, work: Work, places: Rows) -> NDArray[np.bool_]:
     if work.titles is not None:
         return served.scorer.pairs.encode_items([work.titles[place] for place in places]).truncated
     assert work.items is not None and work.rows is not None
+    served.check()
     return np.asarray(work.items.truncated[work.rows[places]])

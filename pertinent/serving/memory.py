@@ -25,14 +25,18 @@ _TIMES_BODY = 4
 # Shorter bodies are not worth a look at the size of the process.
 _LARGE_BODY = 2**18
 _RETRY_SECONDS = 1.0
+# The file that tells the size, and the process that opened it: a process without free descriptors still knows its size.
+_statm: tuple[int, int] | None = None
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4_096
 
 
 def own_bytes() -> int | None:
     """Memory of this process alone, without the files that it maps; None where the system does not tell."""
+    global _statm
     try:
-        with open("/proc/self/statm", "rb") as told:
-            _, resident, shared, *_ = told.read().split()
+        if _statm is None or _statm[0] != os.getpid():
+            _statm = os.getpid(), os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        _, resident, shared, *_ = os.pread(_statm[1], 256, 0).split()
     except OSError:
         return None
     return (int(resident) - int(shared)) * _PAGE
@@ -73,13 +77,12 @@ class Memory:
         """Whether the process is above its limit now."""
         return self.limit is not None and (own_bytes() or 0) > self.limit
 
-    def check(self, length: bytes) -> None:
-        """Raises Refused where a request with a body of this announced length had better not come."""
+    def check(self, size: int) -> None:
+        """Raises Refused where a request with a body of so many bytes had better not come."""
         if self.limit is None:
             return
         if self.full:
             raise Refused("memory", "this server has no more memory now; come again later", _RETRY_SECONDS)
-        size = _size(length)
         if size < _LARGE_BODY:
             return
         if (own_bytes() or 0) + _TIMES_BODY * (self._coming + size) > self.limit:
@@ -88,10 +91,9 @@ class Memory:
             )
 
     @contextlib.contextmanager
-    def coming(self, length: bytes) -> Iterator[None]:
-        """A block in which a body of this announced length is read."""
-        size = 0 if self.limit is None else _size(length)
-        size = size if size >= _LARGE_BODY else 0
+    def coming(self, size: int) -> Iterator[None]:
+        """A block in which a body of so many bytes is read."""
+        size = size if self.limit is not None and size >= _LARGE_BODY else 0
         self._coming += size
         try:
             yield
@@ -99,5 +101,10 @@ class Memory:
             self._coming -= size
 
 
-def _size(length: bytes) -> int:
-    return int(length) if length.isdigit() and len(length) < 16 else 0
+def most_bytes(length: bytes, packed: bool, most: int) -> int:
+    """How long a body may be in memory by its headers: as long as any may be, where it is packed or has no length.
+
+    >>> most_bytes(b"100", False, 1_000), most_bytes(b"100", True, 1_000), most_bytes(b"", False, 1_000)
+    (100, 1000, 1000)
+    """
+    return int(length) if length.isdigit() and len(length) < 16 and not packed else most

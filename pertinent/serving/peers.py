@@ -23,12 +23,17 @@ _SUFFIX = ".metrics"
 _OF_ALL = ("pertinent_worker_restarts",)
 
 
+def metrics_socket(folder: Path, pid: int) -> Path:
+    """Where the worker of this number tells its metrics."""
+    return folder / f"{pid}{_SUFFIX}"
+
+
 class Peers:
     """A worker among others; ``start`` it in its event loop, and ``close`` it there."""
 
     def __init__(self, folder: Path, render: Callable[[], bytes]) -> None:
         self._folder, self._render = folder, render
-        self._own = folder / f"{os.getpid()}{_SUFFIX}"
+        self._own = metrics_socket(folder, os.getpid())
         self._server: asyncio.AbstractServer | None = None
 
     async def start(self) -> None:
@@ -55,10 +60,12 @@ class Peers:
                 self._own.unlink(missing_ok=True)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            writer.write(await asyncio.to_thread(self._render))
-            await writer.drain()
-        writer.close()
+        try:
+            with contextlib.suppress(OSError):
+                writer.write(await asyncio.to_thread(self._render))
+                await writer.drain()
+        finally:
+            writer.close()
 
 
 def together(texts: Mapping[str, bytes]) -> bytes:
@@ -75,7 +82,7 @@ def together(texts: Mapping[str, bytes]) -> bytes:
     samples: dict[str, list[str]] = {}
     for number, (worker, text) in enumerate(texts.items()):
         family = ""
-        for line in text.decode("utf-8").splitlines():
+        for line in text.decode("utf-8").removesuffix("\n").split("\n"):  # names may hold other ends of lines
             if line.startswith("# HELP "):
                 family = line.split(" ", 3)[2]
                 heads.setdefault(family, [])
@@ -110,7 +117,8 @@ async def _ask(path: Path) -> bytes | None:
         async with asyncio.timeout(_PATIENCE):
             reader, writer = await asyncio.open_unix_connection(path)
             try:
-                return await reader.read()
+                told = await reader.read()
+                return told if told.endswith(b"\n") else None  # it ended in the middle of telling
             finally:
                 writer.close()
     except (OSError, TimeoutError):

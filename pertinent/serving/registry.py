@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import gc
 import logging
+import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +36,8 @@ THRESHOLDS_FILE = "thresholds.json"
 # How often folders are read that are replaced meanwhile.
 TRIES = 5
 _PAUSE = 0.05  # seconds more before each
-_DAMAGED_RETRY = 10.0  # about when the folder is looked at again
+# About when the folder is looked at again, and the longest that a damaged one waits for that.
+_DAMAGED_RETRY, _LONGEST_RETRY = 10.0, 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +202,9 @@ class Served:
         if self.mapped.damaged is not None:
             # Anyone may read this: which file it is, is in the log.
             message = f"model {self.name} is damaged on this server and waits for a whole one; ask another server"
-            raise WireError(503, message, "model_damaged", "model", retry_after=_DAMAGED_RETRY)
+            raise WireError(
+                503, message, "model_damaged", "model", retry_after=_DAMAGED_RETRY * random.uniform(1.0, 1.5)
+            )
 
 
 class Registry:
@@ -213,6 +217,7 @@ class Registry:
         self._sources = {source.name: source for source in sources}
         self._stamps = {source.name: source.stamp() for source in sources}
         self._written = {each.name: each.mapped.state for each in served}
+        self._pauses: dict[str, tuple[float, float]] = {}  # of what is damaged: until the next try, and when that is
         self._default = served[0].name
         self._any = any_model
         self.failures: dict[str, str] = {}
@@ -254,12 +259,31 @@ class Registry:
         return [name for name in named if self._served[name].hot is None]
 
     def changed(self) -> list[str]:
-        """Names whose folders have changed, or files that they map, since they were opened or failed to open."""
+        """Names whose folders have changed, or files that they map, since they were opened or failed to open.
+
+        What is damaged is tried again in any case, ever more seldom.
+        """
         return [
             name
             for name, source in self._sources.items()
-            if source.stamp() != self._stamps[name] or self._served[name].mapped.state != self._written[name]
+            if source.stamp() != self._stamps[name]
+            or self._served[name].mapped.state != self._written[name]
+            or self._try_again(name)
         ]
+
+    def _try_again(self, name: str) -> bool:
+        if self._served[name].mapped.damaged is None:
+            self._pauses.pop(name, None)
+            return False
+        now = time.monotonic()
+        pause, due = self._pauses.get(name, (_DAMAGED_RETRY, now + _DAMAGED_RETRY))
+        if now >= due:
+            pause = min(2 * pause, _LONGEST_RETRY)
+            due = now + pause
+            self._pauses[name] = pause, due
+            return True
+        self._pauses[name] = pause, due
+        return False
 
     def reload(self, names: Sequence[str] | None = None) -> dict[str, str]:
         """Open models again and swap them in; for each name its new version, or ``failed: ...``.
@@ -270,7 +294,8 @@ class Registry:
         for name in self._sources if names is None else names:
             source = self._sources[name]
             old = self._served[name].mapped
-            written = old.state != self._written[name]
+            before = self._written[name]
+            written = old.state != before
             self._stamps[name], self._written[name] = source.stamp(), old.state
             try:
                 fresh = source.open(first=False)
@@ -280,8 +305,10 @@ class Registry:
                 self.failures[name] = error_told
                 outcome[name] = f"failed: {error_told}"
                 _log.error("model %s: the new version is not taken, the old one stays: %s", name, error_told)
-                if written:  # what was not taken is what the old one reads
+                if written and isinstance(error, ArtifactError):  # what was not taken is what the old one reads
                     old.spoil(error_told)
+                elif written:  # no memory, no descriptors, no disk: whether it is whole is not known, so look again
+                    self._written[name] = before
                 continue
             self.failures.pop(name, None)
             self._served[name] = fresh  # one assignment: requests see the old or the new

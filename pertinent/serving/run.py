@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import fcntl
 import ipaddress
 import json
 import logging
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
@@ -31,7 +33,7 @@ from pertinent.serving.access import check_keys, read_keys
 from pertinent.serving.app import App, build_app
 from pertinent.serving.config import ServeConfig
 from pertinent.serving.memory import check_start
-from pertinent.serving.peers import Peers
+from pertinent.serving.peers import Peers, metrics_socket
 from pertinent.serving.registry import Registry, Source
 from pertinent.serving.telemetry import EventLog
 
@@ -50,7 +52,7 @@ _START, _LEAVE = 600.0, 3.0
 _ADMIN = "PERTINENT_SERVE_ADMIN_PORT"
 # A folder of this run, for what workers tell each other: they share no memory.
 _RUNTIME = "PERTINENT_SERVE_RUNTIME"
-_RESTARTS_FILE = "restarts"
+_RESTARTS_FILE, _LEAVING_FILE = "restarts", "leaving"
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +231,7 @@ class Workers(Multiprocess):
         super().__init__(config, sockets)
         self._leave_seconds = leave_seconds
         self._leaving: dict[Process, float] = {}  # and when each is ended
+        self._born = WeakKeyDictionary[Process, float]()
         self._rest, self._noticed, self._restarts = Rest(), set[int | None](), 0
         self._resting_until = -math.inf
 
@@ -244,12 +247,15 @@ class Workers(Multiprocess):
             _log.error("worker %s %s; another one is started", each.pid, _end_of(each))
             each.kill()
             each.join()
+            _forget_metrics(each)
         now = time.monotonic()
         if new:
             self._restarts += len(new)
             _tell_restarts(self._restarts)
-            pause = self._rest.after(len(new), now)
-            self._resting_until = now + pause
+            # Those that left by themselves after a good while, for their size, are no reason to wait.
+            failed = [each for each in new if each.process.exitcode != 0 or now - self._born.get(each, now) < _CALM]
+            pause = self._rest.after(len(failed), now) if failed else 0.0
+            self._resting_until = max(self._resting_until, now + pause)
             if pause:
                 _log.error("workers keep dying; the next start waits %.0f s", pause)
         self._noticed = {self.processes[place].pid for place in lost}
@@ -298,6 +304,7 @@ class Workers(Multiprocess):
     def _started(self) -> Process:
         found = Process(self.config, self.sockets)
         found.start()
+        self._born[found] = time.monotonic()
         return found
 
     def _dismiss(self, process: Process) -> None:
@@ -313,6 +320,7 @@ class Workers(Multiprocess):
                 _log.error("worker %s does not leave and is ended", each.pid)
                 each.kill()
             each.join()
+            _forget_metrics(each)
             del self._leaving[each]
 
     def _answers(self, new: Process) -> bool:
@@ -359,8 +367,9 @@ def _end_of(worker: Process) -> str:
         return "does not answer and is ended"
     if code >= 0:
         return "has left" if code == 0 else f"ended with exit code {code}"
-    why = " (a file that it maps was cut)" if -code == getattr(signal, "SIGBUS", None) else ""
-    return f"was ended by {signal.Signals(-code).name}{why}"
+    why = " (most often a file that it maps was cut)" if -code == getattr(signal, "SIGBUS", None) else ""
+    names = {each.value: each.name for each in signal.Signals}
+    return f"was ended by {names.get(-code, f'signal {-code}')}{why}"
 
 
 def _tell_restarts(count: int) -> None:
@@ -371,6 +380,25 @@ def _tell_restarts(count: int) -> None:
             os.write(file, count.to_bytes(8, "little"))
         finally:
             os.close(file)
+
+
+def _forget_metrics(worker: Process) -> None:
+    with contextlib.suppress(OSError, KeyError):
+        metrics_socket(Path(os.environ[_RUNTIME]), worker.pid or 0).unlink()
+
+
+def _takes_turn() -> bool:
+    """Whether this worker may leave now: one at a time does, until it is gone."""
+    try:
+        file = os.open(Path(os.environ[_RUNTIME]) / _LEAVING_FILE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except (OSError, KeyError):
+        return True  # no place to agree on it
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(file)
+        return False
+    return True  # the file stays open, and the turn is over when the process is
 
 
 def _restarts() -> int:
@@ -439,15 +467,32 @@ def _on_signals(app: App) -> None:
     if not isinstance(server, uvicorn.Server):
         return
 
-    def leave(delay: float) -> None:
-        if app.draining:
+    told = False
+
+    def on_signal(delay: float) -> None:
+        nonlocal told
+        if told:
             server.should_exit = server.force_exit = True
             for request in server.server_state.tasks:
                 request.cancel()
             return
+        told = True
+        app.exit_code = 0  # whatever it was leaving for, it was asked to
+        leave(delay)
+
+    def leave(delay: float) -> None:
+        if app.draining:
+            return
         app.draining = True
         app.log.event("draining", seconds=delay)
         loop.call_later(delay, close, server)
+
+    def leave_for_another() -> bool:
+        # Other workers take the connections that this one no longer takes; elsewhere a balancer has to notice first.
+        if app.config.workers > 1 and not _takes_turn():
+            return False
+        leave(0.0 if app.config.workers > 1 else app.config.drain_delay)
+        return True
 
     def close(server: uvicorn.Server) -> None:
         app.closing = True
@@ -461,10 +506,9 @@ def _on_signals(app: App) -> None:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    # Other workers take the connections that this one no longer takes; elsewhere a balancer has to notice first.
-    app.leave = lambda: leave(0.0 if app.config.workers > 1 else app.config.drain_delay)
-    loop.add_signal_handler(signal.SIGTERM, leave, app.config.drain_delay)
-    loop.add_signal_handler(signal.SIGINT, leave, 0.0)
+    app.leave = leave_for_another
+    loop.add_signal_handler(signal.SIGTERM, on_signal, app.config.drain_delay)
+    loop.add_signal_handler(signal.SIGINT, on_signal, 0.0)
     if hasattr(signal, "SIGHUP"):
         loop.add_signal_handler(signal.SIGHUP, reload)
 

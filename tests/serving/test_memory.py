@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import socket
@@ -148,21 +149,66 @@ def test_above_its_limit_a_server_takes_on_nothing_new_until_it_is_below_again(
     assert [each["full"] for each in events if each["event"] == "memory"] == [True, False]
 
 
+def test_what_is_under_way_or_swapped_is_waited_for(
+    tiny_scorer: Scorer, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pertinent.serving.app._MEMORY_LOOK", 0.02)
+    monkeypatch.setattr(memory, "own_bytes", lambda: 201 * MB)
+    left: list[bool] = []
+    server = start(tiny_scorer, worker_memory_mb=200)
+    server.app.leave = lambda: left.append(True) or True
+    server.app._admitted += 1  # a request that takes its time
+    time.sleep(0.6)
+    assert not left
+    assert any("worker_memory_mb" in each for each in server.client.get("/readyz").json()["degraded"])
+    server.app._admitted -= 1
+    deadline = time.monotonic() + 10
+    while not left:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert server.app.exit_code == EXIT_CODE
+
+
+def test_packed_bodies_and_those_without_a_length_count_as_the_longest(
+    tiny_scorer: Scorer, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "own_bytes", lambda: 150 * MB)
+    server = start(tiny_scorer, worker_memory_mb=200)
+    assert server.post("/v2/rerank", BODY).status_code == 200
+    packed = gzip.compress(json.dumps(BODY).encode())
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    assert server.client.post("/v2/rerank", content=packed, headers=headers).status_code == 429
+    chunks = iter([json.dumps(BODY).encode()])
+    assert server.client.post(
+        "/v2/rerank", content=chunks, headers=headers | {"content-encoding": "identity"}
+    ).status_code in (415, 429)
+
+
+def test_the_size_is_known_without_a_free_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert own_bytes()
+
+    def none_left(*_: Any) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "open", none_left)
+    assert own_bytes()
+
+
 def test_bodies_on_their_way_are_counted_before_they_have_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "own_bytes", lambda: 100 * MB)
     room = Memory(200)
-    length = str(20 * MB).encode()
+    length = 20 * MB
     room.check(length)
     with room.coming(length):
         with pytest.raises(Refused) as caught:
             room.check(length)
         assert caught.value.reason == "memory"
-        room.check(b"1000")
-        room.check(b"")
+        room.check(1_000)
+        room.check(0)
     room.check(length)
     none = Memory(None)
     with none.coming(length):
-        none.check(b"9" * 15)
+        none.check(10**15)
     assert none.exceeded is False and room.exceeded is False
 
 
