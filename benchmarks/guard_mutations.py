@@ -724,7 +724,7 @@ TABLE: dict[str, tuple[Mutation, ...]] = {
         Mutation(
             "not all at once",
             QUEUE,
-            "self.retry_after = retry_after * random.uniform(1.0, 1.5)",
+            "self.retry_after = spread(retry_after)",
             "self.retry_after = retry_after",
             "test_those_who_are_refused_together_do_not_come_back_together",
         ),

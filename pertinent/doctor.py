@@ -29,6 +29,7 @@ CPU_FLAGS = {
 }
 LOW_DISK_BYTES = 1 << 30
 _PROBE_BYTES = 1 << 16
+_LOAD_FIX = "install its library again, and set HOME and TMPDIR to folders that can be written"
 
 
 class DoctorConfig(Config):
@@ -189,7 +190,7 @@ def _backends(path: str | None) -> list[Check]:
         except PertinentError as error:
             checks.append(Check(f"backend {name}", "missing", str(error)))
         except (OSError, ImportError) as error:  # a library that does not start here, for want of a folder or a file
-            checks.append(Check(f"backend {name}", "problem", f"cannot be loaded: {error}"))
+            checks.append(Check(f"backend {name}", "problem", f"cannot be loaded: {error}", _LOAD_FIX))
         else:
             took = time.perf_counter() - started
             checks.append(Check(f"backend {name}", "ok", f"loaded and scored {score:.2f} in {took:.2f} s"))

@@ -81,13 +81,17 @@ class QueueConfig(Config):
     overloaded_ms: int | None = Field(None, ge=1)
 
 
+def spread(seconds: float) -> float:
+    """Up to half as long again, so that those who were refused together do not come back together."""
+    return seconds * random.uniform(1.0, 1.5)
+
+
 class Refused(Exception):
     """The queue takes no more; ``retry_after`` is when to come again, in seconds."""
 
     def __init__(self, reason: str, message: str, retry_after: float) -> None:
         self.reason = reason
-        # Spread, so that those who were refused together do not come back together.
-        self.retry_after = retry_after * random.uniform(1.0, 1.5)
+        self.retry_after = spread(retry_after)
         super().__init__(message)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import gc
 import logging
-import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from pertinent.folders import model_folder
 from pertinent.lexicon.token_cache import TokenCache
 from pertinent.serving.behavior import Neighbors
 from pertinent.serving.messages import WireError
+from pertinent.serving.queue import spread
 
 _log = logging.getLogger(__name__)
 
@@ -202,9 +202,7 @@ class Served:
         if self.mapped.damaged is not None:
             # Anyone may read this: which file it is, is in the log.
             message = f"model {self.name} is damaged on this server and waits for a whole one; ask another server"
-            raise WireError(
-                503, message, "model_damaged", "model", retry_after=_DAMAGED_RETRY * random.uniform(1.0, 1.5)
-            )
+            raise WireError(503, message, "model_damaged", "model", retry_after=spread(_DAMAGED_RETRY))
 
 
 class Registry:
