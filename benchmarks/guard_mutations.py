@@ -939,7 +939,7 @@ TABLE: dict[str, tuple[Mutation, ...]] = {
         Mutation(
             "arrays that do not fit their file",
             "engine/arrays.py",
-            'if entry["dtype"] != kind or not start <= first <= last <= size or (last - first) % width:',
+            'if entry["dtype"] != kind or not start <= first <= last <= len(payload) or (last - first) % width:',
             "if False:",
             "test_cut_and_damaged_files_are_refused_not_crashed_on",
         ),

@@ -107,13 +107,16 @@ class MappedFile:
     cannot catch that. So what lives long asks ``cut`` just before it reads; that takes two microseconds.
     """
 
-    __slots__ = ("__weakref__", "_descriptor", "_length", "path")
+    __slots__ = ("__weakref__", "_descriptor", "_length", "opened", "path")
 
-    def __init__(self, path: Path, file: IO[bytes], length: int) -> None:
-        self.path, self._length = path, length
+    def __init__(self, path: Path, file: IO[bytes]) -> None:
+        self.path = path
         # Of the file that is mapped, whatever stands at the path later.
         self._descriptor = os.dup(file.fileno())
         weakref.finalize(self, os.close, self._descriptor)
+        #: ``state`` when the file was mapped, before anything of it was checked.
+        self.opened = self.state
+        self._length = self.opened[0]
 
     @property
     def cut(self) -> bool:
@@ -165,20 +168,19 @@ def map_arrays(path: Path, kinds: Mapping[str, str], what: str, fix: str) -> Map
     """
     try:
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            mapped = MappedFile(path, file)
             (header_size,) = struct.unpack("<Q", file.read(8))
-            if header_size > min(_MAX_HEADER, size - 8):
+            if header_size > min(_MAX_HEADER, mapped.opened[0] - 8):
                 raise ValueError("its header is cut")
             header = json.loads(file.read(header_size))
             payload = np.memmap(file, dtype=np.uint8, mode="r")
-            mapped = MappedFile(path, file, size)
         start = 8 + header_size
         arrays: dict[str, NDArray[Any]] = {}
         for name, kind in kinds.items():
             entry = header[name]
             first, last = (start + int(offset) for offset in entry["data_offsets"])
             width = np.dtype(DTYPES[kind]).itemsize
-            if entry["dtype"] != kind or not start <= first <= last <= size or (last - first) % width:
+            if entry["dtype"] != kind or not start <= first <= last <= len(payload) or (last - first) % width:
                 raise ValueError(f"array {name} does not fit the file")
             arrays[name] = np.asarray(payload[first:last]).view(DTYPES[kind])
     except KeyError as error:

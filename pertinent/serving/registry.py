@@ -153,6 +153,11 @@ class Mapped:
         return self._damaged
 
     @property
+    def opened(self) -> tuple[tuple[int, int], ...]:
+        """Their ``state`` when they were mapped."""
+        return tuple(file.opened for file in self._files)
+
+    @property
     def state(self) -> tuple[tuple[int, int], ...]:
         """Something that changes whenever somebody writes into one."""
         return tuple(file.state for file in self._files)
@@ -214,7 +219,7 @@ class Registry:
         self._served = {each.name: each for each in served}
         self._sources = {source.name: source for source in sources}
         self._stamps = {source.name: source.stamp() for source in sources}
-        self._written = {each.name: each.mapped.state for each in served}
+        self._written = {each.name: each.mapped.opened for each in served}
         self._pauses: dict[str, tuple[float, float]] = {}  # of what is damaged: until the next try, and when that is
         self._default = served[0].name
         self._any = any_model
@@ -310,7 +315,7 @@ class Registry:
                 continue
             self.failures.pop(name, None)
             self._served[name] = fresh  # one assignment: requests see the old or the new
-            self._written[name] = fresh.mapped.state
+            self._written[name] = fresh.mapped.opened
             outcome[name] = fresh.version
             _log.info("model %s: version %s is served", name, fresh.version)
         settle_memory()

@@ -113,6 +113,17 @@ def test_what_is_written_over_a_served_file_is_refused_until_it_is_whole(server:
     assert server.end() == 0
 
 
+def test_what_is_written_while_a_model_is_opened_is_looked_at_afterwards(tiny_artifact: Artifact, file: Path) -> None:
+    source = Source("shop", tiny_artifact.path, file.parent)
+    stamp, served = source.stamp(), source.open()
+    os.utime(file, ns=(1, 1))  # after it was mapped and checked, before it is served
+    assert source.stamp() == stamp
+    registry = Registry([served], [source])
+    assert registry.changed() == ["shop"]
+    assert registry.reload() == {"shop": served.version}
+    assert registry.changed() == []
+
+
 def test_a_file_that_is_only_touched_is_looked_at_and_served_on(server: Any, file: Path) -> None:
     expected = relevance(ask(server))
     os.utime(file)
