@@ -90,12 +90,32 @@ class TrainSystem(Config):
     """A model trained for the study, once a seed; ``train`` has the settings of ``pertinent train``.
 
     ``fraction`` is the share of the training queries it learns from; smaller ones are inside larger ones.
+
+    ``before`` has the settings of stages that come first, such as clicks before judgments: each goes on from the
+    model of the one before, so only the first has a ``start``. Systems with the same first stages share their models.
     """
 
     type: Literal["train"]
     name: str
     train: dict[str, Any]
     fraction: float = Field(1.0, gt=0.0, le=1.0)
+    before: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def stages(self) -> tuple[dict[str, Any], ...]:
+        """The settings of all stages in their order."""
+        return (*self.before, self.train)
+
+    def plain(self) -> dict[str, Any]:
+        """As plain values; without ``before`` where there is none, so that results of one stage keep their digest."""
+        found = super().plain()
+        return found if self.before else {name: value for name, value in found.items() if name != "before"}
+
+    @model_validator(mode="after")
+    def _one_start(self) -> TrainSystem:
+        if any("start" in stage for stage in self.stages[1:]):
+            raise ValueError(f"{self.name}: only the first stage has a start; each other goes on from the one before")
+        return self
 
 
 class SentenceTransformersSystem(Config):
@@ -350,9 +370,10 @@ def _catalog(config: StudyConfig) -> list[Item]:
 def _versions(system: System) -> list[str]:
     """What the settings only name: this software, the model a system is or starts from, what it learns from."""
     named = system.model or SHIPPED if isinstance(system, ModelSystem) else None
+    read = []
     if isinstance(system, TrainSystem):
-        named = system.train.get("start", SHIPPED)
-    read = _contents(system.train) if isinstance(system, TrainSystem) else []
+        named = system.stages[0].get("start", SHIPPED)
+        read = [found for stage in system.stages for found in _contents(stage)]
     if named is None:
         return [__version__, *read]
     folder = model_folder(named)
@@ -386,8 +407,10 @@ def _check(config: StudyConfig) -> None:
         try:
             start: str | None = None
             if isinstance(system, TrainSystem):
-                values = {"judgments": "", **system.train}
-                start = TrainConfig.build(values, f"{system.name}: train").start
+                configs = [
+                    TrainConfig.build({"judgments": "", **each}, f"{system.name}: train") for each in system.stages
+                ]
+                start = configs[0].start
             elif isinstance(system, SentenceTransformersSystem):
                 start = SentenceTransformersConfig.build(system.train, f"{system.name}: train").start
             elif isinstance(system, BiEncoderSystem):
@@ -429,22 +452,26 @@ def _trained(config: StudyConfig, system: Any, seed: int, part: Part, place: Pat
 
     folder = Path(config.models or config.out) / place.name
     learned = _learned(system, part, folder)
-    values = {
-        **learned.source,
-        "positive_grade": config.positive_grade,
-        "resume": True,
-        **system.train,
-        "seed": seed,
-        "out": str(folder),
-    }
+    given = {**learned.source, "positive_grade": config.positive_grade, "resume": True}
     rows = [[j.query, j.title, j.grade, j.split] for j in learned.data.judgments]
-    digest = _digest(system.train, _versions(system), seed, config.positive_grade, rows)
+    what = [_versions(system), seed, config.positive_grade, rows]
+    digest = _digest(system.train, *([list(system.before)] if system.before else []), *what)
     note = folder.with_name(f"{folder.name}.learned.json")
     if (folder / MANIFEST).is_file() and note.is_file():
         artifact = open_artifact(folder, kind="model")
         if read_json(note) == {"digest": digest, "version": artifact.version}:
             logger.info("%s is trained", folder)
             return Scorer.load(artifact.path), {"version": artifact.version}
+    before: dict[str, str] = {}
+    for number, stage in enumerate(system.before, start=1):
+        # Named by all that it follows from, so that other systems find it.
+        made = folder.with_name(f"stage-{_digest(system.before[:number], *what)}")
+        if not (made / MANIFEST).is_file():
+            logger.info("stage %d of %d: %s", number, len(system.stages), made)
+            values = {**given, **stage, **before, "seed": seed, "out": str(made)}
+            train(TrainConfig.build(values, f"{system.name}: before.{number - 1}"))
+        before = {"start": str(made)}
+    values = {**given, **system.train, **before, "seed": seed, "out": str(folder)}
     artifact = train(TrainConfig.build(values, f"{system.name}: train"))
     write_json(note, {"digest": digest, "version": artifact.version})
     return Scorer.load(artifact.path), {"version": artifact.version}

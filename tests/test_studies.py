@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pertinent.artifact import open_artifact
 from pertinent.config import read_yaml
 from pertinent.errors import ConfigError
 from pertinent.evaluation.compare import compare, compare_means, mean_estimates
@@ -278,6 +279,40 @@ def test_a_fraction_learns_from_fewer_queries_and_is_measured_alike(config: dict
     assert len(learned) == 4  # of eight
     assert [len(row.evaluations[0].scores) for row in study.rows] == [12, 12]
     assert not np.array_equal(study.rows[0].evaluations[0].scores, study.rows[1].evaluations[0].scores)
+
+
+def test_stages_go_on_from_one_another_and_are_shared(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = config["systems"][2]["train"]
+    last = {key: train[key] for key in ("epochs", "graph", "bootstrap")}
+    config |= {"seeds": [0], "against": None}
+    config["systems"] = [
+        {"type": "train", "name": "both", "before": [train], "train": last},
+        {"type": "train", "name": "both, CAT", "before": [train], "train": last | {"adversarial": "cat"}},
+    ]
+    study = run_study(StudyConfig.build(config))
+    (stage,) = (path for path in Path(config["out"]).glob("stage-*") if path.is_dir())
+    for name in ("both-0", "both--cat-0"):
+        assert open_artifact(Path(config["out"]) / name).config["start"] == str(stage)
+    assert not np.array_equal(study.rows[0].evaluations[0].scores, study.rows[1].evaluations[0].scores)
+    # Other settings of the first stage make it anew, and what follows from it.
+    config["systems"] = [{**config["systems"][0], "before": [train | {"learning_rate": 1e-2}]}]
+    other = run_study(StudyConfig.build(config))
+    assert len([path for path in Path(config["out"]).glob("stage-*") if path.is_dir()]) == 2
+    assert not np.array_equal(study.rows[0].evaluations[0].scores, other.rows[0].evaluations[0].scores)
+    monkeypatch.setattr("pertinent.training.run.train", None)  # all is there
+    run_study(StudyConfig.build(config))
+
+
+def test_only_the_first_stage_may_have_a_start(config: dict[str, Any]) -> None:
+    train = config["systems"][2]["train"]
+    config["systems"] = [{"type": "train", "name": "both", "before": [train], "train": train}]
+    with pytest.raises(ConfigError, match="both: only the first stage has a start"):
+        StudyConfig.build(config | {"against": None})
+    config["systems"] = [{"type": "train", "name": "both", "before": [train | {"epoch": 1}], "train": {}}]
+    with pytest.raises(ConfigError, match="epochs"):
+        run_study(StudyConfig.build(config | {"against": None}))
 
 
 def test_an_industry_is_measured_by_a_model_that_learned_from_the_others(
