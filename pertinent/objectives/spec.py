@@ -223,7 +223,8 @@ class ViewLosses(Config):
 
     ``contrast`` weighs each of the two InfoNCE terms between pooled neighbors and what they belong to,
     with ``temperature``; they are left out of batches with fewer than ``min_targets`` distinct targets.
-    ``mutual`` weighs the squared difference of the views' probabilities, or logits by ``mutual_space``.
+    ``mutual`` weighs the squared difference of the views' probabilities, or logits by ``mutual_space``; it pulls
+    ``both``, as in the paper, or with ``mutual_pull: text`` the text view alone, which learns from behavior.
     """
 
     contrast: float = Field(0.1, ge=0.0)
@@ -233,6 +234,7 @@ class ViewLosses(Config):
     min_targets: int = Field(32, ge=1)
     mutual: float = Field(0.2, ge=0.0)
     mutual_space: Literal["probability", "logit"] = "probability"
+    mutual_pull: Literal["both", "text"] = "both"
 
 
 def objective_loss(spec: Objective, logits: Tensor, targets: Targets, progress: float) -> Tensor:

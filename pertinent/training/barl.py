@@ -89,7 +89,7 @@ def view_losses(settings: ViewLosses, views: Views, query_ids: Tensor, item_ids:
             )
     if settings.mutual:
         both = views.has_items & views.has_queries
-        parts["mutual"] = mutual_views(views.text, views.behavior, settings.mutual_space, both)
+        parts["mutual"] = mutual_views(views.text, views.behavior, settings.mutual_space, both, settings.mutual_pull)
     return parts
 
 

@@ -113,3 +113,7 @@ def test_mutual_views_pull_both() -> None:
     text, behavior = torch.tensor([2.0], requires_grad=True), torch.tensor([-2.0], requires_grad=True)
     mutual_views(text, behavior, "probability").backward()
     assert text.grad.item() > 0 > behavior.grad.item()
+    both = text.grad.clone()
+    text.grad, behavior.grad = None, None
+    mutual_views(text, behavior, "probability", pull="text").backward()
+    assert text.grad == both and behavior.grad is None
