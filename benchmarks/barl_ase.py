@@ -49,7 +49,7 @@ from pertinent.training.fit import FitConfig
 LAYOUT = PairConfig(query_length=16, item_length=17)
 SIZES: dict[str, Any] = {"hidden_size": 64, "attention_width": 64, "slots": 6, "agreement": True, "gains": True}
 FIT: dict[str, Any] = {"epochs": 4, "batch_size": 128, "learning_rate": 1e-3, "early_stopping": 0, "warmup": 0.05}
-LOSSES: dict[str, Any] = {"contrast": 0.5, "mutual": 1.0, "mutual_pull": "text"}
+LOSSES: dict[str, Any] = {"contrast": 0.5, "mutual": 0.3, "mutual_pull": "text"}
 MINED: dict[str, Any] = {"min_exposures": 5, "min_ctr": 0.1}
 RESAMPLES = 400
 # Rows whose difference is told for each part of the test pairs.
@@ -111,8 +111,8 @@ SETTINGS: dict[str, Setting] = {
     "contrast 0.1": Setting(losses={"contrast": 0.1}),
     "contrast 2": Setting(losses={"contrast": 2.0}, shops=(0,)),
     "mutual pulls both, 0.1": Setting(losses={"mutual": 0.1, "mutual_pull": "both"}),
-    "mutual 0.3": Setting(losses={"mutual": 0.3}),
-    "mutual 3": Setting(losses={"mutual": 3.0}, shops=(0,)),
+    "mutual 1": Setting(losses={"mutual": 1.0}),
+    "noise neighbors, mutual 1": Setting(losses={"mutual": 1.0}, change=noise, against="text view alone"),
     "temperature 0.05": Setting(losses={"temperature": 0.05}, shops=(0,)),
     "temperature 1": Setting(losses={"temperature": 1.0}, shops=(0,)),
     "neighbors in any order": Setting(change=shuffled, shops=(0,)),
