@@ -1551,6 +1551,13 @@ TABLE: dict[str, tuple[Mutation, ...]] = {
             "test_what_is_written_over_a_served_file_is_refused_until_it_is_whole",
         ),
         Mutation(
+            "and what was written while it was opened",
+            REGISTRY,
+            "{each.name: each.mapped.opened for each in served}",
+            "{each.name: each.mapped.state for each in served}",
+            "test_what_is_written_while_a_model_is_opened_is_looked_at_afterwards",
+        ),
+        Mutation(
             "and refused where it is not what it was",
             REGISTRY,
             "                if written and isinstance(error, ArtifactError):  # what",
